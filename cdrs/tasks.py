@@ -1,0 +1,71 @@
+"""Two small tools for the node's tasks: a wake-up call with a bounded wait, and a supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from shared.clock import Clock
+from shared.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 2.0
+HEALTHY_AFTER = 5.0
+"""A task that ran so long, in seconds, starts again with the shortest pause."""
+
+
+class Wakeup:
+    """A coalescing signal for one waiting task: `set` any number of times, `wait` returns once."""
+
+    __slots__ = ("_is_set", "_waiter")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiter: asyncio.Future[bool] | None = None
+
+    def set(self) -> None:
+        """Wake the waiting task, or let its next `wait` return at once."""
+        self._is_set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(True)
+
+    async def wait(self, timeout: float) -> bool:
+        """Wait for `set`, at most ``timeout`` seconds; False where nothing was set. Resets the signal."""
+        if not self._is_set:
+            loop = asyncio.get_running_loop()
+            waiter = self._waiter = loop.create_future()
+            timer = loop.call_later(timeout, _expire, waiter)
+            try:
+                await waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        woken, self._is_set = self._is_set, False
+        return woken
+
+
+def _expire(waiter: asyncio.Future[bool]) -> None:
+    if not waiter.done():
+        waiter.set_result(False)
+
+
+async def supervise(name: str, work: Callable[[], Awaitable[None]], clock: Clock) -> None:
+    """Run ``work`` for ever: whenever it fails or returns, say so and start it again, after a pause that doubles from
+    50 ms to 2 s. Ends by cancellation only."""
+    pause = FIRST_PAUSE
+    while True:
+        started = clock.monotonic()
+        try:
+            await work()
+            logger.warning("%s ended; starting it again in %.2f s", name, pause)
+        except Unavailable as error:
+            logger.warning("%s: %s; trying again in %.2f s", name, error, pause)
+        except Exception:
+            logger.exception("%s failed; starting it again in %.2f s", name, pause)
+        if clock.monotonic() - started > HEALTHY_AFTER:
+            pause = FIRST_PAUSE
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE)

@@ -1,0 +1,1 @@
+"""The edge: the only thing that producers and browsers see. Stateless."""

@@ -1,0 +1,97 @@
+"""The HTTP side of an event stream: sse-starlette's response over ready bytes, and the socket beneath it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
+
+import anyio
+from sse_starlette.sse import EventSourceResponse, SendTimeoutError
+from starlette.types import Receive, Scope, Send
+
+from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.protocol import CdrsHttpProtocol
+
+SEND_BUFFER = 80 * 1024
+"""What the kernel may hold for one subscriber, in bytes: it would let the buffer of a stalled one grow to megabytes. It
+counts twice as much, for its bookkeeping; with a write of `sse.write_bytes` that is 224 KiB for one who never reads."""
+NO_PING = 3600
+"""Seconds. The hub's cursor blocks keep streams alive; sse-starlette's own comments carry no progress."""
+
+
+class EventStream(EventSourceResponse):
+    """An answer that lasts. A client that takes no byte for ``sse.stall_timeout`` is cut off without a word; its cursor
+    resumes it."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], *, settings: Settings, gzip: bool = False) -> None:
+        super().__init__(  # pyright: ignore[reportUnknownMemberType]  (a bare dict in the library's annotation)
+            chunks,
+            headers=_coding_headers(gzip),
+            sep="\n",
+            ping=NO_PING,
+            send_timeout=settings.sse.stall_timeout,
+            shutdown_event=anyio.Event(),
+            shutdown_grace_period=settings.gateway.drain_timeout,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            transport = _transport(scope)
+            if transport is None:
+                raise
+            transport.abort()
+            await asyncio.sleep(0)  # so that the server sees the end of the connection before that of the answer
+
+
+def own_connection(scope: Scope) -> CdrsHttpProtocol | None:
+    """The connection of a request under our own protocol class; other servers do not show theirs."""
+    extensions = cast("dict[str, object]", scope.get("extensions") or {})
+    return cast("CdrsHttpProtocol | None", extensions.get("cdrs.connection"))
+
+
+def detachable(scope: Scope) -> CdrsHttpProtocol | None:
+    """The connection of a request, where it can be handed to the hub: under our own protocol class, to GET, and unless
+    the client has already sent more than this request."""
+    connection = own_connection(scope)
+    return connection if connection is not None and scope["method"] == "GET" and connection.is_detachable() else None
+
+
+async def send_head(send: Send, *, gzip: bool) -> None:
+    """The head of the answer, as sse-starlette makes it."""
+    await send({"type": "http.response.start", "status": 200, "headers": list(_GZIP_HEADERS if gzip else _HEADERS)})
+
+
+def _coding_headers(gzip: bool) -> dict[str, str]:
+    """Whoever stands between is told that the coding is the client's choice, and to leave it as it is."""
+    headers = {"Cache-Control": "no-store, no-transform", "Vary": "Accept-Encoding"}
+    return headers | {"Content-Encoding": "gzip"} if gzip else headers
+
+
+_HEADERS = EventSourceResponse(iter(()), headers=_coding_headers(False)).raw_headers
+_GZIP_HEADERS = EventSourceResponse(iter(()), headers=_coding_headers(True)).raw_headers
+
+
+def bound_socket(scope: Scope, stall_timeout: float) -> None:
+    """Bound what the kernel keeps for a client that does not read, and how long it waits for one that has vanished."""
+    transport = _transport(scope)
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None:
+        return
+    with suppress(OSError, ValueError):  # the client may have gone already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        if sock.family in {socket.AF_INET, socket.AF_INET6}:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(stall_timeout * 1000))
+
+
+def _transport(scope: Scope) -> asyncio.Transport | None:
+    """Our protocol class (`gateway.protocol`) puts the connection into the scope; other servers do not."""
+    extensions = cast("dict[str, object]", scope.get("extensions") or {})
+    return cast("asyncio.Transport | None", extensions.get("cdrs.transport"))

@@ -1,0 +1,400 @@
+"""The hub: from the feed to every subscriber.
+
+`Hub.sink` takes batches of visible records in the order in which this gateway merges its partitions, builds each frame
+once per shape and kind of id, and puts it into the views it belongs to. A sweep then gives each writable subscriber
+everything since its cursor as one write, in slices, so that accepts and heartbeats live. What happens while a sweep
+runs is joined into the next one: the busier it gets, the fewer writes there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gateway.compression import Compression
+from gateway.gaps import loss, losses
+from gateway.stalls import StallWatch
+from gateway.subscriber import FRAMED, PLAIN, Subscriber
+from gateway.view_index import Bucket, ViewIndex, views_of
+from gateway.views import Joined, Selection, View, http_chunk
+from gateway.wheel import SPOKES, Wheel
+from shared.clock import Clock
+from shared.descriptors import room
+from shared.position import CursorWriter, Epoch, cursor_after
+from shared.records import FeedBatch, Record
+from shared.ring import PartitionRing
+from shared.settings import SseSettings
+from shared.sse import DEFAULT_SHAPE, Shape, bye_block, cursor_block, event_block, stamp_members
+from shared.timestamps import rfc3339
+
+if TYPE_CHECKING:
+    from shared.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+SLICE = 256
+"""Subscribers served before the loop gets a turn."""
+WAVES = 20
+
+NOTHING = Joined(b"", 0, b"", 0)
+
+_Blocks = dict[int, tuple[bytes, bytes, bytes]]
+"""Partition or -1 for the vector → cursor, cursor block, and that as a chunk."""
+
+
+class Hub:
+    """All open subscriptions of one gateway process."""
+
+    def __init__(self, settings: SseSettings, clock: Clock, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._most = min(settings.max_subscribers, room().streams)
+        self._clock = clock
+        self._telemetry = telemetry
+        self._index = ViewIndex()
+        self._compression = Compression(settings, telemetry)
+        self._dirty: dict[View, None] = {}
+        self._wake = asyncio.Event()
+        self._open: dict[Subscriber, None] = {}
+        self._wheel = Wheel()
+        self._vector: CursorWriter | None = None
+        self.rings: dict[int, PartitionRing] = {}
+        """Partition → its latest records; what resuming readers get without asking a node."""
+        self.draining = False
+        self.stalls = StallWatch(clock, settings.stall_timeout)
+        """Connections of the fast write path that take no bytes for the moment."""
+        self._group: asyncio.TaskGroup | None = None
+
+    # --- the feed's side --------------------------------------------------------------------------
+
+    def start(self, epoch: Epoch, positions: Mapping[int, int], recent: Mapping[int, FeedBatch] | None = None) -> None:
+        """Begin at these offsets; called once, before the first batch. ``recent``: per partition what stands right
+        before them, for those who resume from there."""
+        self._vector = CursorWriter(epoch, positions)
+        recent = recent or {}
+        for partition, offset in positions.items():
+            before = recent.get(partition)
+            start = offset if before is None else before.start
+            ring = self.rings[partition] = PartitionRing(
+                partition, start, max_records=self._settings.ring_records, max_bytes=self._settings.ring_bytes
+            )
+            if before is not None:
+                ring.extend(before)
+
+    @property
+    def started(self) -> bool:
+        """Whether the feed's start is known, so that subscriptions can be placed."""
+        return self._vector is not None
+
+    @property
+    def vector(self) -> CursorWriter:
+        """The merged order's present place: per partition the next offset. Read only."""
+        assert self._vector is not None
+        return self._vector
+
+    @property
+    def epoch(self) -> Epoch:
+        """The epoch of everything the hub gives."""
+        return self.vector.epoch
+
+    def sink(self, batch: FeedBatch) -> None:
+        """Take the next visible records of a partition."""
+        self.rings[batch.partition].extend(batch)
+        if batch.missing or batch.deleted:
+            self._tell_missing(batch)
+        vector = self.vector
+        buckets_of = self._index.buckets
+        dispatched = ""
+        for record in batch.records:
+            buckets = buckets_of(record.stream)
+            if buckets:
+                vector.advance(record.partition, record.offset + 1)
+                dispatched = dispatched or rfc3339(self._clock.unix_ms())
+                self._publish(record, buckets, dispatched)
+        if vector.next[batch.partition] != batch.next:
+            vector.advance(batch.partition, batch.next)
+        if batch.records:
+            now = self._clock.unix_ms()
+            last = batch.records[-1]
+            self._telemetry.latency("append", (last.append_ms - last.accepted_ms) / 1000)
+            self._telemetry.latency("dispatch", (now - last.append_ms) / 1000)
+        if self._dirty:
+            self._wake.set()
+
+    def _tell_missing(self, batch: FeedBatch) -> None:
+        """History has not got what this gateway, far behind, had to read of it. Whoever reads that range is told."""
+        partition, lost = batch.partition, losses(batch)
+        self.rings[partition].forget(lost[-1][2])
+        for reason, first, stop in lost:
+            block = loss(self.epoch, reason, partition, first, stop).block()
+            for view in self._index.reading(partition):
+                view.append(block, self.cursor_now(view.selection))
+                self._dirty[view] = None
+                self._telemetry.gap(reason, len(view.subscribers))
+
+    def _publish(self, record: Record, buckets: Sequence[Bucket], dispatched: str) -> None:
+        for (vector, shape), views in views_of(record, buckets):
+            cursor = (
+                self.vector.bytes() if vector else cursor_after(self.epoch, record.partition, record.offset).encode()
+            )
+            frame = self.frame(record, cursor, shape, dispatched=dispatched)
+            for view in views:
+                view.append(frame, cursor)
+                self._dirty[view] = None
+
+    def frame(self, record: Record, cursor: bytes, shape: Shape, *, dispatched: str = "") -> bytes:
+        """The block of one event for one shape."""
+        if shape is DEFAULT_SHAPE:
+            return b"".join((b"id: ", cursor, b"\ndata: ", record.value, b"\n\n"))
+        stamps = b""
+        if shape.stamps:
+            stamps = stamp_members(
+                record,
+                epoch=str(self.epoch),
+                accepted=rfc3339(record.accepted_ms),
+                appended=rfc3339(record.append_ms),
+                dispatched=dispatched or rfc3339(self._clock.unix_ms()),
+            )
+        return event_block(record, cursor, shape, stamps=stamps)
+
+    # --- the subscribers' side --------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def full(self) -> bool:
+        """Whether newer subscribers must be sent away."""
+        return len(self._open) >= self._most
+
+    def is_crowded(self, selection: Selection) -> bool:
+        """Whether with one more reader there are enough of them for a compressor."""
+        return self._compression.are_enough(self._index.readers(selection) + 1)
+
+    def open(self, subscriber: Subscriber) -> None:
+        """Count a subscription in."""
+        self._open[subscriber] = None
+        if subscriber.gzip is not None:
+            self._compression.count_reader(1)
+        self._telemetry.connections(len(self._open))
+        self._wheel.park(subscriber, SPOKES)
+
+    def close(self, subscriber: Subscriber, reason: str) -> None:
+        """Count it out, with the reason for the metric. Idempotent."""
+        self.detach(subscriber)  # even if closed before: its history may have placed it again
+        if self._open.pop(subscriber, False) is False:
+            return
+        if subscriber.gzip is not None:
+            self._compression.count_reader(-1)
+        self._wheel.remove(subscriber)
+        self._telemetry.connections(len(self._open))
+        self._telemetry.closed(reason)
+
+    def join(self, subscriber: Subscriber, selection: Selection) -> dict[int, int]:
+        """Place a subscriber at the live end of its view and say where that is: per partition the next offset.
+
+        Frames from there on are kept for it (within bounds) while it reads history up to there; then `go_live`.
+        """
+        self.detach(subscriber)
+        view = self._index.get(selection)
+        view.add(subscriber, view.end, self._compression, self._clock.monotonic())
+        return dict(self.vector.next)
+
+    def join_at(self, subscriber: Subscriber, view: View, seq: int) -> bool:
+        """Place a subscriber somewhere else in a view; False, and in none, where what follows there is gone."""
+        self.detach(subscriber)
+        if view.first > seq or not self._index.holds(view):
+            return False
+        view.add(subscriber, seq, self._compression, self._clock.monotonic())
+        return True
+
+    def go_live(self, subscriber: Subscriber) -> bool:
+        """History has reached the place where it joined. False: that place is gone already, join again."""
+        if subscriber.view is None or subscriber.seq < subscriber.view.first:
+            self.detach(subscriber)
+            return False
+        subscriber.live = True
+        return True
+
+    def detach(self, subscriber: Subscriber) -> None:
+        """Take a subscriber out of its view. Idempotent."""
+        view, subscriber.live = subscriber.view, False
+        if view is not None:
+            view.remove(subscriber)
+            if not view.subscribers:
+                self._index.discard(view)
+                self._dirty.pop(view, None)
+
+    def service(self, subscriber: Subscriber) -> None:
+        """Its writer is ready again: give it what has come since, one write now and the rest with the next sweep."""
+        view = subscriber.view
+        if view is None or not subscriber.live or not subscriber.writer.ready or subscriber.seq >= view.end:
+            return
+        if subscriber.seq < view.first:
+            self._lose(subscriber)
+            return
+        now = self._clock.monotonic()
+        if view.window is not None:
+            view.window.advance(view, now, self._settings.write_bytes)
+        joined = view.joined(subscriber.seq, max_bytes=self._settings.write_bytes, form=subscriber.form)
+        subscriber.seq = joined.next_seq
+        subscriber.cursor = joined.cursor
+        subscriber.wrote = now
+        subscriber.writer.write(joined.chunk)
+        self._telemetry.delivered(joined.events)
+        if subscriber.seq < view.end and subscriber.writer.ready:
+            self._again(view)
+
+    def cursor_now(self, selection: Selection) -> bytes:
+        """The cursor of someone who has been given everything up to now."""
+        if selection.vector:
+            return self.vector.bytes()
+        (partition,) = selection.partitions
+        return CursorWriter(self.epoch, {partition: self.vector.next[partition]}).bytes()
+
+    # --- sweeping ---------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Sweep and keep idle streams alive until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            group.create_task(self._sweep_forever(), name="hub-sweep")
+            group.create_task(self._turn_forever(), name="hub-wheel")
+            group.create_task(self.stalls.run(), name="hub-stalls")
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A task for a while, such as reading history for one subscriber. It ends with the hub and must not fail."""
+        assert self._group is not None
+        return self._group.create_task(work, name=name)
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            dirty, self._dirty = self._dirty, {}
+            served = 0
+            for view in dirty:
+                served += len(view.subscribers)
+                if served > SLICE:  # many views of few are as much as one of many
+                    served = len(view.subscribers)
+                    await asyncio.sleep(0)
+                await self._sweep(view)
+
+    async def _sweep(self, view: View) -> None:
+        # Who joins meanwhile stands at the end of now or behind it; so `low` is right for everyone.
+        low, behind = view.end, False
+        everyone = list(view.subscribers)
+        for start in range(0, len(everyone), SLICE):
+            if start:
+                await asyncio.sleep(0)
+            lowest, is_behind = self._sweep_slice(view, everyone[start : start + SLICE])
+            low, behind = min(low, lowest), behind or is_behind
+        view.trim(low, max_bytes=self._settings.backlog_bytes)
+        if behind:
+            self._again(view)
+
+    def _sweep_slice(self, view: View, subscribers: Sequence[Subscriber]) -> tuple[int, bool]:
+        """One write to each that takes one: where the last of them stands, and whether any could take more.
+
+        The hottest loop there is: a delivery costs what stands here, and the kernel's part."""
+        low = end = view.end
+        now, delivered, behind = self._clock.monotonic(), 0, False
+        at, form, joined = -1, PLAIN, NOTHING
+        chunk, after, cursor, events = joined
+        if view.window is not None:
+            view.window.advance(view, now, self._settings.write_bytes)
+        for subscriber in subscribers:
+            seq = subscriber.seq
+            if seq < end and subscriber.live and subscriber.view is view and subscriber.writer.ready:
+                if seq != at or subscriber.form != form:
+                    if seq < view.first:
+                        self._lose(subscriber)
+                        continue
+                    at, form = seq, subscriber.form
+                    joined = view.joined(at, max_bytes=self._settings.write_bytes, form=form)
+                    chunk, after, cursor, events = joined
+                subscriber.seq = seq = after
+                subscriber.cursor = cursor
+                subscriber.wrote = now
+                subscriber.writer.write(chunk)
+                delivered += events
+                if after < end and subscriber.writer.ready:
+                    behind = True
+            if seq < low and subscriber.view is view:
+                low = seq
+        self._telemetry.delivered(delivered)
+        return low, behind
+
+    def _again(self, view: View) -> None:
+        self._dirty[view] = None
+        self._wake.set()
+
+    def _lose(self, subscriber: Subscriber) -> None:
+        """The frames it needs are gone from its view."""
+        self.detach(subscriber)
+        subscriber.writer.lag()
+
+    # --- heartbeats, rotation, drain --------------------------------------------------------------
+
+    async def _turn_forever(self) -> None:
+        tick = self._settings.heartbeat / SPOKES
+        while True:
+            await asyncio.sleep(tick)
+            due = self._wheel.turn()
+            blocks: _Blocks = {}
+            for count, subscriber in enumerate(due, 1):
+                if subscriber in self._open:
+                    self._visit(subscriber, tick, blocks)
+                if count % SLICE == 0:
+                    blocks.clear()
+                    await asyncio.sleep(0)
+
+    def _visit(self, subscriber: Subscriber, tick: float, blocks: _Blocks) -> None:
+        now = self._clock.monotonic()
+        if now >= subscriber.expires:
+            self.say_bye(subscriber, "rotate")
+            return
+        idle = now - subscriber.wrote
+        wait = self._settings.heartbeat - idle
+        if wait > tick / 2:
+            self._wheel.park(subscriber, round(wait / tick))
+            return
+        self._wheel.park(subscriber, SPOKES)
+        view = subscriber.view
+        if view is None or not subscriber.live or not subscriber.writer.ready or subscriber.seq != view.end:
+            return
+        where = -1 if view.selection.vector else view.selection.partitions[0]
+        known = blocks.get(where)
+        if known is None:
+            cursor = self.cursor_now(view.selection)
+            known = blocks[where] = (cursor, cursor_block(cursor), http_chunk(cursor_block(cursor)))
+        subscriber.cursor, block, chunk = known
+        subscriber.wrote = now
+        if subscriber.gzip is not None:
+            block = subscriber.coded(block)
+            chunk = http_chunk(block)
+        subscriber.writer.write(chunk if subscriber.form & FRAMED else block)
+
+    def jittered_retry(self) -> int:
+        """A reconnect delay in milliseconds: half to one and a half of the setting."""
+        return int(self._settings.retry * 1000 * random.uniform(0.5, 1.5))
+
+    def say_bye(self, subscriber: Subscriber, reason: str) -> None:
+        """Tell why and when to return, and end the stream cleanly."""
+        self.close(subscriber, reason)
+        subscriber.writer.finish(bye_block(reason, self.jittered_retry()))
+
+    async def drain(self, timeout: float) -> None:
+        """End every stream with ``cdrs.bye``, in waves spread over half of ``timeout`` seconds."""
+        self.draining = True
+        everyone = random.sample(list(self._open), len(self._open))
+        for wave in range(WAVES):
+            for subscriber in everyone[wave::WAVES]:
+                if subscriber in self._open:
+                    self.say_bye(subscriber, "drain")
+            if self._open:
+                await asyncio.sleep(timeout / 2 / WAVES)
+        for subscriber in list(self._open):
+            self.say_bye(subscriber, "drain")

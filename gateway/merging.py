@@ -1,0 +1,144 @@
+"""Records of several partitions in one order: by append time where they meet, by offset within each."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from gateway.gaps import Loss, losses
+from gateway.views import Selection
+from shared.events import attributes_of
+from shared.records import HistoryPage, PageQuery, Record
+
+PAGE_RECORDS = 512
+PAGE_BYTES = 256 * 1024
+_NOT_THERE_YET = 0.02
+
+
+class Pages(Protocol):
+    """Whoever answers page queries: `gateway.replay.HistoryReader`, or one with bounds around it."""
+
+    async def page(self, query: PageQuery) -> HistoryPage: ...
+
+
+class Missing(NamedTuple):
+    """A range of offsets in the place of the records that history has not got there. It may have held anything."""
+
+    reason: Loss
+    partition: int
+    offset: int
+    stop: int
+    append_ms: int
+    """That of what stands before it."""
+
+
+Item = Record | Missing
+
+
+def _behind(item: Item) -> int:
+    return item.stop if isinstance(item, Missing) else item.offset + 1
+
+
+class Run:
+    """One partition's records of a selection in [start, stop), page by page."""
+
+    __slots__ = (
+        "_buffer", "_covered", "_last_ms", "_pages", "_selection", "_streams", "head", "next", "partition", "stop",
+    )  # fmt: skip
+
+    def __init__(self, pages: Pages, selection: Selection, *, partition: int, start: int, stop: int) -> None:
+        self._pages = pages
+        self._selection = selection
+        self._streams = None if selection.patterns else list(selection.streams)
+        self._buffer: Iterator[Item] = iter(())
+        self._covered = start
+        self._last_ms = 0
+        self.partition = partition
+        self.stop = stop
+        self.next = start
+        """Everything below has been given out or does not match."""
+        self.head: Item | None = None
+        """The next to be given out; None at the end."""
+
+    async def step(self) -> bool:
+        """Give out the head and find the one behind it; False at the end."""
+        if self.head is not None:
+            self.next = _behind(self.head)
+        while True:
+            self.head = next(self._buffer, None)
+            if self.head is not None:
+                self.next = self.head.offset
+                return True
+            self.next = max(self._covered, self.next)
+            if self._covered >= self.stop:
+                return False
+            await self._fill()
+
+    async def _fill(self) -> None:
+        page = await self._pages.page(
+            PageQuery(self.partition, self._covered, self.stop, PAGE_RECORDS, PAGE_BYTES, self._streams)
+        )
+        if page.next <= self._covered and not page.records:
+            await asyncio.sleep(_NOT_THERE_YET)  # the node that answered has not read so far yet
+        lost = losses(page)
+        self._covered = max(page.next, self._covered)
+        wanted = (record for record in page.records if self._wanted(record))
+        self._buffer = self._with_missing(page.records, lost, self._last_ms) if lost else wanted
+        if page.records:
+            self._last_ms = page.records[-1].append_ms
+
+    def _with_missing(
+        self, records: Sequence[Record], lost: Sequence[tuple[Loss, int, int]], last_ms: int
+    ) -> Iterator[Item]:
+        at = 0
+        for reason, first, stop in lost:
+            while at < len(records) and records[at].offset < first:
+                record = records[at]
+                last_ms, at = record.append_ms, at + 1
+                if self._wanted(record):
+                    yield record
+            yield Missing(reason, self.partition, first, stop, last_ms)
+        for record in records[at:]:
+            if self._wanted(record):
+                yield record
+
+    def _wanted(self, record: Record) -> bool:
+        selection = self._selection
+        if selection.patterns and not selection.matches_stream(record.stream):
+            return False
+        return selection.filter is None or selection.filter.matches(attributes_of(record))
+
+
+async def merged(
+    pages: Pages, selection: Selection, position: dict[int, int], stops: Mapping[int, int]
+) -> AsyncGenerator[Item, None]:
+    """The selection's records from ``position`` up to ``stops``, and in their places what history has lost.
+
+    ``position`` moves along: whenever the iterator rests, or has failed, everything below it has been given out or does
+    not match, so reading can go on from there.
+    """
+    runs: list[tuple[int, int, Run]] = []
+    for partition, start in list(position.items()):
+        run = Run(pages, selection, partition=partition, start=start, stop=max(stops[partition], start))
+        try:
+            await run.step()
+        finally:
+            position[partition] = run.next
+        if run.head is not None:
+            runs.append((run.head.append_ms, partition, run))
+    heapq.heapify(runs)
+    while runs:
+        _, partition, run = runs[0]
+        assert run.head is not None
+        position[partition] = _behind(run.head)
+        yield run.head
+        try:
+            more = await run.step()
+        finally:
+            position[partition] = run.next
+        if more:
+            heapq.heapreplace(runs, (run.head.append_ms, partition, run))
+        else:
+            heapq.heappop(runs)

@@ -1,0 +1,302 @@
+"""NDJSON: a request answered while it streams, one line of answer for each line, in order.
+
+Two tasks share a request. One cuts the body into lines, builds events and submits them, a chunk at a time, without
+waiting for receipts; the other waits for the settlements in the same order and answers. What is on its way between
+them is bounded, so a client that does not read its answers is not read from either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.bodies import ClientGoneError, Framing, read_part
+from gateway.context import GatewayContext
+from gateway.placement import Pending, settle, submit
+from gateway.receipts import LineProblem, Receipt, ReceiptWriter, Summary, Tally, encoder, error_of
+from shared.errors import CdrsError, ClientError, Overloaded, PayloadTooLarge, RequestTimeout
+from shared.events import Draft, EventBuilder
+from shared.jsonbytes import WHITE_SPACE
+
+CHUNK_LINES = 256
+"""Lines that are submitted together; other requests get a turn between two chunks."""
+MAX_WAITING_LINES = 4096
+"""Lines read and not yet answered: with some 250 bytes an answer, 1 MiB of unread answers."""
+MAX_WAITING_BYTES = 8 * 1024 * 1024
+"""The same in bytes of lines."""
+BUSY_PAUSE = 0.02
+"""Seconds before a chunk is submitted again that found the queues full."""
+
+
+class LineCutter:
+    """Cuts a byte stream into lines. A line beyond the limit is dropped as it comes, not kept. Sans I/O."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> list[bytes | None]:
+        """The lines that are complete now, without their ends; None for one that was too long."""
+        lines: list[bytes | None] = list(data.split(b"\n"))
+        last = lines.pop()
+        assert last is not None
+        if lines and self._size:
+            self._keep(lines[0] or b"")
+            lines[0] = self._take()
+        self._keep(last)
+        return lines
+
+    def finish(self) -> list[bytes | None]:
+        """The last line, where the body ended without a line end behind it."""
+        return [self._take()] if self._size else []
+
+    def _keep(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size <= self._limit:
+            self._parts.append(part)
+        else:
+            self._parts.clear()
+
+    def _take(self) -> bytes | None:
+        line = b"".join(self._parts) if self._size <= self._limit else None
+        self._parts.clear()
+        self._size = 0
+        return line
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Lines that were submitted together."""
+
+    entries: list[tuple[int, Draft | CdrsError]]
+    """Line number, and the event or what is wrong with the line."""
+    drafts: list[Draft]
+    bytes: int
+    pending: Pending | None = None
+
+
+class _StalledError(Exception):
+    """The client did not read its answers."""
+
+
+class NdjsonResponse(Response):
+    """The answer that reads its request as it goes."""
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, context: GatewayContext, builder: EventBuilder, framing: Framing, *, errors_only: bool) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
+        self._context = context
+        self._builder = builder
+        self._framing = framing
+        self._errors_only = errors_only
+        self._receipts = ReceiptWriter(context.router.epoch)
+        self._timeout = context.settings.gateway.body_timeout
+        self._cutter = LineCutter(context.settings.gateway.max_event_bytes)
+        self._tally = Tally()
+        self._chunks: deque[_Chunk] = deque()
+        self._arrived = asyncio.Event()
+        """Something is in the queue, or the body has ended."""
+        self._left = asyncio.Event()
+        """Something was answered."""
+        self._waiting_lines = 0
+        self._waiting_bytes = 0
+        self._is_read = False
+        self._is_gone = False
+        self._cut: CdrsError | None = None
+        """Why the body was given up."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        started = self._context.clock.monotonic()
+        transport = scope.get("extensions", {}).get("cdrs.transport")
+        first: tuple[bytes, bool] | None = None
+        if self._framing.expects_continue:
+            # Asking for the body makes the server say 100; a client may hold it back once it has seen the 200.
+            try:
+                first = await read_part(receive, timeout=self._timeout)
+            except ClientGoneError:
+                return
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        is_stalled = False
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._answer(), name="ndjson answers")
+                await self._read(receive, first)
+            await self._finish()
+        except* _StalledError:
+            is_stalled = True
+        self._context.telemetry.ingest_took(self._context.clock.monotonic() - started)
+        if transport is not None and is_stalled:
+            transport.abort()  # a close would wait for the client to take what is buffered
+        elif transport is not None and self._cut is not None:
+            transport.close()
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    async def _read(self, receive: Receive, first: tuple[bytes, bool] | None) -> None:
+        """Read the body to its end, or until it stops coming."""
+        try:
+            while True:
+                body, more = first or await read_part(receive, timeout=self._timeout)
+                first = None
+                lines = self._cutter.feed(body)
+                if not more:
+                    lines += self._cutter.finish()
+                for start in range(0, len(lines), CHUNK_LINES):
+                    await self._take(lines[start : start + CHUNK_LINES])
+                    await asyncio.sleep(0)
+                if not more:
+                    break
+        except ClientGoneError:
+            self._is_gone = True
+        except RequestTimeout as error:
+            self._cut = error
+        finally:
+            self._is_read = True
+            self._arrived.set()
+
+    async def _take(self, lines: Sequence[bytes | None]) -> None:
+        chunk = self._build(lines)
+        if not chunk.entries:
+            return
+        while self._waiting_lines and (
+            self._waiting_lines + len(chunk.entries) > MAX_WAITING_LINES
+            or self._waiting_bytes + chunk.bytes > MAX_WAITING_BYTES
+        ):
+            self._left.clear()
+            await self._left.wait()
+        if chunk.drafts:
+            try:
+                chunk.pending = await self._submit(chunk.drafts)
+            except CdrsError as error:
+                chunk.entries = [
+                    (number, error if isinstance(entry, Draft) else entry) for number, entry in chunk.entries
+                ]
+        self._waiting_lines += len(chunk.entries)
+        self._waiting_bytes += chunk.bytes
+        self._chunks.append(chunk)
+        self._arrived.set()
+
+    def _build(self, lines: Sequence[bytes | None]) -> _Chunk:
+        """The hot path: about 10 µs a line."""
+        builder = self._builder
+        builder.accepted_ms = self._context.clock.unix_ms()
+        build = builder.line
+        entries: list[tuple[int, Draft | CdrsError]] = []
+        drafts: list[Draft] = []
+        size = 0
+        number = self._tally.lines
+        for raw in lines:
+            number += 1
+            if raw is None:
+                limit = self._context.settings.gateway.max_event_bytes
+                entries.append((number, PayloadTooLarge(f"an event has at most {limit} bytes", limit=limit)))
+                continue
+            line = raw.strip(WHITE_SPACE)
+            if not line:
+                continue
+            try:
+                draft = build(line, number - 1)
+            except CdrsError as error:
+                entries.append((number, error))
+                continue
+            size += len(line)
+            drafts.append(draft)
+            entries.append((number, draft))
+        self._tally.lines = number
+        return _Chunk(entries, drafts, size)
+
+    async def _submit(self, drafts: Sequence[Draft]) -> Pending:
+        """Submit; full queues are waited for, as the client can be made to wait."""
+        clock = self._context.clock
+        deadline = clock.monotonic() + self._context.settings.gateway.produce_timeout
+        while True:
+            try:
+                return await submit(self._context, drafts)
+            except Overloaded:
+                if clock.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(BUSY_PAUSE)
+
+    # --- answering -------------------------------------------------------------------------------
+
+    async def _answer(self) -> None:
+        """Answer chunk by chunk until the body has been read and everything is settled."""
+        while True:
+            while not self._chunks:
+                if self._is_read:
+                    return
+                self._arrived.clear()
+                await self._arrived.wait()
+            chunk = self._chunks.popleft()
+            settlements = await settle(self._context, chunk.drafts, chunk.pending) if chunk.pending else ()
+            answers = self._answers(chunk, settlements)
+            if answers:
+                await self._write(answers)
+            self._waiting_lines -= len(chunk.entries)
+            self._waiting_bytes -= chunk.bytes
+            self._left.set()
+
+    def _answers(self, chunk: _Chunk, settlements: Sequence[Any]) -> list[Receipt | LineProblem]:
+        answers: list[Receipt | LineProblem] = []
+        receipt, errors_only = self._receipts.receipt, self._errors_only
+        stored = duplicates = refused = failed = 0
+        settled = iter(settlements)
+        for number, entry in chunk.entries:
+            if not isinstance(entry, Draft):
+                answers.append(LineProblem.of(number, entry))
+                if isinstance(entry, ClientError):
+                    refused += 1
+                else:
+                    failed += 1
+                continue
+            settlement = next(settled)
+            if settlement.problem:
+                failed += 1
+                answers.append(LineProblem.of(number, error_of(settlement, entry.id)))
+                continue
+            if settlement.duplicate:
+                duplicates += 1
+            else:
+                stored += 1
+            if not errors_only:
+                answers.append(receipt(entry.id, entry.event.stream, settlement))
+        self._count(stored, duplicates, refused, failed)
+        return answers
+
+    def _count(self, stored: int, duplicates: int, refused: int, failed: int) -> None:
+        tally, ingested = self._tally, self._context.telemetry.ingested
+        tally.stored += stored
+        tally.duplicates += duplicates
+        tally.failed += refused + failed
+        ingested("stored", stored)
+        ingested("duplicate", duplicates)
+        ingested("refused", refused)
+        ingested("failed", failed)
+
+    async def _write(self, answers: Sequence[Any], *, more: bool = True) -> None:
+        """One line each. Raises `_StalledError` where the client takes no byte for too long."""
+        if self._is_gone:
+            return
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._send(
+                    {"type": "http.response.body", "body": encoder.encode_lines(answers), "more_body": more}
+                )
+        except TimeoutError as error:
+            raise _StalledError from error
+
+    async def _finish(self) -> None:
+        last = Summary(self._tally) if self._cut is None else LineProblem.of(self._tally.lines + 1, self._cut)
+        await self._write([last], more=False)

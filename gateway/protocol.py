@@ -1,0 +1,382 @@
+"""uvicorn's HTTP/1.1 protocol with the bounds it lacks: size and time of headers, ambiguous messages, lingering closes.
+
+llhttp, beneath httptools, refuses contradicting lengths, folded headers, bare line feeds and broken chunks by itself.
+What it lets through and we do not: absolute-form targets, more than one Host, transfer codings besides ``chunked``,
+TRACE and CONNECT, HTTP/0.9, trailers as headers. Every refusal is a problem document and the end of the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
+
+import httptools
+import orjson
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from gateway.origin import Origin
+from gateway.problems import problem_document, problem_headers
+from shared.descriptors import Room
+from shared.errors import (
+    CdrsError,
+    HeadersTooLarge,
+    InvalidRequest,
+    MethodNotAllowed,
+    RequestTimeout,
+    UriTooLong,
+)
+from shared.settings import GatewaySettings
+
+MAX_TARGET = 8 * 1024
+"""Longest request target, in bytes."""
+MAX_UNWANTED = 64 * 1024
+"""Bytes of a body that are thrown away after its request was answered, before the connection is closed."""
+LINGER = 2.0
+"""Seconds in which a client can take an answer that came before it had sent everything."""
+CLOSE_TIMEOUT = 10.0
+"""Seconds in which a client has to take what was written before a close."""
+
+ALLOW = "DELETE, GET, HEAD, OPTIONS, POST, PUT"
+
+_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=-]*(?::[0-9]{0,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{0,5})?")
+_METHOD_AND_TARGET = re.compile(rb"[\r\n]*[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} ")
+_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
+
+logger = logging.getLogger(__name__)
+
+
+class CdrsHttpProtocol(HttpToolsProtocol):
+    """One client's connection."""
+
+    limits = GatewaySettings()
+    room: ClassVar[Room | None] = None
+    """How many connections there may be; None: as many as come."""
+    origin: ClassVar[Origin | None] = None
+    """The server, for connections that are given away; one for all of them."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._in_head = False
+        """The first byte of a request has come, the end of its header fields has not."""
+        self._head_bytes = 0
+        self._begun = 0
+        """Requests that have begun in the bytes received last."""
+        self._fields = 0
+        self._unwanted = 0
+        self._is_over = False
+        """Nothing more is read from this connection."""
+        self._head_timer: asyncio.TimerHandle | None = None
+        self.is_surplus = False
+        """There are nearly too many connections: this one is served one request, and no stream."""
+
+    # --- the connection --------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(cast("asyncio.Transport", LingeringTransport(transport, self._must_linger, self.loop)))
+        if self.room is not None and len(self.connections) > self.room.served:
+            self.is_surplus = True
+            if len(self.connections) > self.room.most:
+                transport.abort()
+                return
+        # uvicorn's own timer starts with the first answer only.
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_over = True
+        self._stop_head_timer()
+        self._unset_keepalive_if_required()
+        cast("LingeringTransport", self.transport).lost()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client ends its side. In the middle of a request that makes the request void; a producer still gets its
+        answer; for everything else (an event stream) it means that the client has gone."""
+        cycle = self._current()
+        if self._is_over or cycle is None:
+            return False
+        if self._in_head or self._awaits_body():
+            self._refuse(InvalidRequest("the request was cut short"))
+            return False
+        if cycle.scope["method"] == "POST" and not cycle.response_complete:
+            cycle.keep_alive = False
+            return True
+        return False
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_over:
+            return
+        self._unset_keepalive_if_required()
+        self._begun = 0
+        assert self.parser is not None
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # no upgrade is offered; the request has been taken as it is
+        except httptools.HttpParserInvalidMethodError:
+            is_method = _METHOD_AND_TARGET.match(data) is not None
+            self._refuse(MethodNotAllowed() if is_method else InvalidRequest("not an HTTP/1.1 request"))
+        except httptools.HttpParserCallbackError as error:
+            cause = error.__context__
+            self._refuse(cause if isinstance(cause, CdrsError) else InvalidRequest("not a valid HTTP/1.1 request"))
+        except httptools.HttpParserError:
+            self._refuse(InvalidRequest("not a valid HTTP/1.1 request"))
+        else:
+            self._count_head(data)
+
+    def _count_head(self, data: bytes) -> None:
+        """A header field that never ends is not seen by `on_header`, so what came is counted too."""
+        if self._in_head:
+            if self._begun <= 1:  # else these bytes are other requests' as well
+                self._head_bytes += len(data)
+            if self._head_bytes > self.limits.max_header_bytes + MAX_TARGET:
+                self._refuse(_headers_too_large(self.limits))
+                return
+        elif not self._is_idle() or self.timeout_keep_alive_task is not None:
+            return
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.limits.header_timeout, self._head_timed_out)
+
+    # --- the head of a request -------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._begun += 1
+        self._head_bytes = self._fields = self._unwanted = 0
+        self._field_bytes = 0
+        self.scope["extensions"] = {"cdrs.transport": self.transport, "cdrs.connection": self}  # type: ignore[dict-item]
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_TARGET:
+            raise UriTooLong(f"a request target has at most {MAX_TARGET} bytes", limit=MAX_TARGET)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += 1
+        self._field_bytes += len(name) + len(value) + 4
+        if self._fields > self.limits.max_headers or self._field_bytes > self.limits.max_header_bytes:
+            raise _headers_too_large(self.limits)
+        if self._in_head:
+            super().on_header(name, value)
+        # else a trailer: it is no header field, whatever its name
+
+    def on_headers_complete(self) -> None:
+        self._stop_head_timer()
+        self._check_head()
+        self._in_head = False
+        self._begin_request()
+
+    def _begin_request(self) -> None:
+        """The head is whole and in order: make it a request of the application's."""
+        super().on_headers_complete()
+        if self.is_surplus:
+            self.leave_after_answer()
+
+    def _check_head(self) -> None:
+        assert self.parser is not None
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if version not in {"1.0", "1.1"}:
+            raise InvalidRequest("this server speaks HTTP/1.1")
+        if method in {b"TRACE", b"CONNECT"}:
+            raise MethodNotAllowed()
+        if not self.url.startswith(b"/") or b"#" in self.url:
+            raise InvalidRequest("the request target is a path")
+        hosts = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+                if _HOST.fullmatch(value) is None:
+                    raise InvalidRequest("the Host field is not valid")
+            elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
+                raise InvalidRequest("the only transfer coding is chunked")
+            elif name in _OVERRIDES:
+                raise MethodNotAllowed("the method is the one of the request line")
+        if hosts != 1 and (hosts or version == "1.1"):
+            raise InvalidRequest("a request has one Host field")
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def _current(self) -> RequestResponseCycle | None:
+        """The newest request; uvicorn's annotation leaves out that there is none at first."""
+        return self.cycle
+
+    def _is_idle(self) -> bool:
+        cycle = self._current()
+        return cycle is None or (cycle.response_complete and not self.pipeline)
+
+    def _awaits_body(self) -> bool:
+        cycle = self._current()
+        return cycle is not None and cycle.more_body and not cycle.response_complete
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_timed_out(self) -> None:
+        self._head_timer = None
+        if self._is_over:
+            return
+        if self._is_idle():
+            self._refuse(RequestTimeout(f"the header fields did not end within {self.limits.header_timeout:g} s"))
+        else:  # the request before it is still being answered
+            self._head_timer = self.loop.call_later(self.limits.header_timeout, self._head_timed_out)
+
+    def leave_after_answer(self) -> None:
+        """The answer under way is the last one on this connection."""
+        self.cycle.keep_alive = False
+
+    # --- event streams ---------------------------------------------------------------------------
+
+    def is_detachable(self) -> bool:
+        """Whether nothing is under way but the answer to the newest request, of which nothing was written yet."""
+        cycle = self._current()
+        if cycle is None or self._is_over or self._in_head or self.pipeline or self.flow.write_paused:
+            return False
+        is_under_way = cycle.more_body or cycle.response_started or cycle.disconnected
+        return not is_under_way and not self.transport.is_closing()
+
+    def detach(self) -> tuple[asyncio.Transport, Origin, bool]:
+        """Give the connection away, once the head of the answer has been written: the transport, where it can be
+        given back to, and whether the client will use it again. Nothing of this object or of the request is kept by
+        it, nor by uvicorn, whose task ends with the application's."""
+        cycle = self.cycle
+        transport = cast("LingeringTransport", self.transport).inner
+        self._is_over = True
+        self._stop_head_timer()
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
+        cycle.disconnected = True
+        made = type(self)
+        if made.origin is None:
+            made.origin = Origin(made, self.config, self.server_state, self.app_state)
+        # The parser and the cycle point back here; without that, all of it goes at once and not with the collector.
+        self.parser = self.transport = self.cycle = self.scope = self.flow = None  # type: ignore[assignment]
+        return transport, made.origin, cycle.keep_alive
+
+    # --- bodies nobody reads ---------------------------------------------------------------------
+
+    def on_body(self, body: bytes) -> None:
+        if self.cycle.response_complete:
+            self._unwanted += len(body)
+            if self._unwanted > MAX_UNWANTED:
+                self.transport.close()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.cycle.response_complete:
+            self.cycle.more_body = False
+            self._stop_head_timer()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        cycle = self._current()
+        if cycle is not None and cycle.more_body and self._is_idle() and not self.transport.is_closing():
+            # What is left of the body has as long to come as the head of the next request.
+            self._stop_head_timer()
+            self._head_timer = self.loop.call_later(self.limits.header_timeout, self._head_timed_out)
+
+    def _must_linger(self) -> bool:
+        self._is_over = True
+        cycle = self._current()
+        return self._in_head or (cycle is not None and cycle.more_body)
+
+    # --- refusing --------------------------------------------------------------------------------
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's own refusals, in our form."""
+        self._refuse(InvalidRequest("not a valid HTTP/1.1 request"))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Anybody may ask for an upgrade; that is nothing to warn of."""
+
+    def _refuse(self, error: CdrsError) -> None:
+        """Answer with a problem, if nothing else is being answered, and end the connection."""
+        self._is_over = True
+        self._stop_head_timer()
+        cycle = self._current()
+        if cycle is not None and not cycle.response_complete and not cycle.more_body and not self.pipeline:
+            cycle.keep_alive = False  # the request before it is whole and gets its answer
+            return
+        is_answering = cycle is not None and not cycle.response_complete and cycle.response_started
+        if not is_answering and not self.pipeline and not self.transport.is_closing():
+            self.transport.write(self._problem(error))
+        if cycle is not None and not cycle.response_complete:
+            # The application is told that the client has gone, so that it stores nothing of a cut body.
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.pipeline.clear()
+        self.transport.close()
+
+    def _problem(self, error: CdrsError) -> bytes:
+        body = orjson.dumps(problem_document(error))
+        parts = [STATUS_LINE[error.status]]
+        headers = problem_headers(error) | {"content-length": str(len(body)), "connection": "close"}
+        if isinstance(error, MethodNotAllowed):
+            headers["allow"] = ALLOW
+        for name, value in self.server_state.default_headers:
+            parts += [name, b": ", value, b"\r\n"]
+        for text, content in headers.items():
+            parts.append(f"{text}: {content}\r\n".encode("ascii"))
+        return b"".join([*parts, b"\r\n", body])
+
+
+def _headers_too_large(limits: GatewaySettings) -> HeadersTooLarge:
+    return HeadersTooLarge(
+        f"a request has at most {limits.max_headers} header fields of {limits.max_header_bytes} bytes in all"
+    )
+
+
+class LingeringTransport:
+    """A transport whose ``close()`` reaches clients that are still sending, and ends for those that do not read.
+
+    Closing a socket with unread input resets the connection, and the client may lose the answer that says why. So the
+    sending side is closed first, and what still comes is thrown away for a moment.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, must_linger: Callable[[], bool], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.inner = self._transport = transport
+        self._must_linger = must_linger
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """As of a transport."""
+        return self._timer is not None or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close once everything is written; idempotent."""
+        if self.is_closing():
+            return
+        if self._must_linger() and self._transport.can_write_eof():
+            self._timer = self._loop.call_later(LINGER, self._transport.abort)
+            self._transport.write_eof()
+            self._transport.resume_reading()
+        else:
+            self._timer = self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
+            self._transport.close()
+
+    def lost(self) -> None:
+        """The connection has ended."""
+        if self._timer is not None:
+            self._timer.cancel()

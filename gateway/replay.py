@@ -1,0 +1,118 @@
+"""Reading history for one subscriber, at its own pace, from a vector up to the place where it joins its live view.
+
+The place is picked first, then each partition is read exactly to it; if the view has moved on so far that the place is
+gone, another one is picked. So nothing is skipped and nothing repeated where history and live meet. What is read and
+built on the way is shared with whoever comes the same way (`gateway.segments`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from gateway.asking import ask
+from gateway.hub import Hub
+from gateway.routing import Router
+from gateway.segments import Segment, Segments
+from gateway.subscriber import Subscriber
+from gateway.views import Selection
+from shared.clock import Clock
+from shared.errors import Unavailable
+from shared.position import CursorWriter
+from shared.records import HistoryPage, PageQuery
+from shared.telemetry import Telemetry
+
+READ_TIMEOUT = 10.0
+"""Seconds of trying all nodes for one page before the reader is told to come back later."""
+
+
+class HistoryReader:
+    """Pages from the gateway's ring where it reaches back far enough, else from the nodes in order of rank."""
+
+    def __init__(self, router: Router, hub: Hub, clock: Clock, telemetry: Telemetry | None = None) -> None:
+        self._router = router
+        self._hub = hub
+        self._clock = clock
+        self._telemetry = telemetry
+        self._segments = Segments(hub)
+
+    def segment(self, subscriber: Subscriber, selection: Selection, position: Mapping[int, int]) -> Segment:
+        """History of a selection from a position on as ready frames. The subscriber stands at the place of its view
+        that the segment leads to."""
+        return self._segments.at(self, subscriber, selection, position)
+
+    def told_gaps(self, reasons: Sequence[str]) -> None:
+        """Gaps in history were told to one subscriber."""
+        if self._telemetry is not None:
+            for reason in reasons:
+                self._telemetry.gap(reason)
+
+    async def page(self, query: PageQuery) -> HistoryPage:
+        """Raises `Unavailable` when no node answers within `READ_TIMEOUT`."""
+        ring = self._hub.rings.get(query.partition)
+        if ring is not None and ring.covers(query.start) and not query.backwards and _one_or_all(query.streams):
+            stream = query.streams[0] if query.streams else None
+            records, reached = ring.read(
+                query.start, query.stop, limit=query.limit, max_bytes=query.max_bytes, stream=stream
+            )
+            return HistoryPage(records, reached)
+        deadline = self._clock.monotonic() + READ_TIMEOUT
+        while True:
+            if self._telemetry is not None:
+                self._telemetry.asked_history()
+            try:
+                async with asyncio.timeout(READ_TIMEOUT / 2):
+                    return await ask(self._router, lambda link: link.page(query), partition=query.partition)
+            except (Unavailable, TimeoutError) as error:
+                if self._clock.monotonic() >= deadline:
+                    raise Unavailable("no node can be asked for history", retry_after=1) from error
+            await asyncio.sleep(0.05)
+
+
+def _one_or_all(streams: Sequence[str] | None) -> bool:
+    return streams is None or len(streams) == 1
+
+
+class Replay:
+    """One subscriber's way from a vector of the past to its live view."""
+
+    def __init__(
+        self, hub: Hub, reader: HistoryReader, *, selection: Selection, subscriber: Subscriber, start: Mapping[int, int]
+    ) -> None:
+        self._hub = hub
+        self._reader = reader
+        self._selection = selection
+        self._subscriber = subscriber
+        self.position: Mapping[int, int] = {p: start[p] for p in selection.partitions}
+        """Per partition of the selection the next offset to read."""
+        self._target: Mapping[int, int] = {}
+        self.asked_nodes = False
+        """Whether the gateway's own ring did not reach back far enough."""
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Frames of history as writes of about 32 KiB. When it ends, the subscriber is live."""
+        while True:
+            self.asked_nodes = self.asked_nodes or not self._in_ring()
+            segment = self._reader.segment(self._subscriber, self._selection, self.position)
+            self._target = segment.target
+            number = 0
+            while (chunk := await segment.chunk(number)) is not None:
+                number += 1
+                self.position = chunk.position
+                self._subscriber.cursor = chunk.cursor or self._subscriber.cursor
+                self._reader.told_gaps(chunk.gaps)
+                if chunk.data:
+                    yield chunk.data
+            if segment.reaches_view and self._hub.go_live(self._subscriber):
+                return
+
+    def _in_ring(self) -> bool:
+        rings = self._hub.rings
+        return all(rings[partition].covers(offset) for partition, offset in self.position.items())
+
+    def joined_at(self) -> bytes:
+        """The cursor of the place where the subscriber went live."""
+        target = self._target
+        if not self._selection.vector:
+            target = {p: target[p] for p in self._selection.partitions}
+        return CursorWriter(self._hub.epoch, target).bytes()

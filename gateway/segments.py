@@ -1,0 +1,169 @@
+"""Stretches of history as ready frames, shared by all subscribers that stand at the same place and want the same.
+
+After a gateway has died its subscribers come back together, most of them from the same few places. Each stretch is read
+and built once, by whoever needs its next piece first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import NamedTuple
+
+from gateway.gaps import loss
+from gateway.hub import Hub
+from gateway.merging import Missing, Pages, merged
+from gateway.subscriber import Subscriber
+from gateway.views import Selection, View
+from shared.errors import ServerError
+from shared.position import CursorWriter, cursor_after
+from shared.records import Record
+
+CHUNK_BYTES = 32 * 1024
+SEGMENT_BYTES = 512 * 1024
+"""A segment ends behind the event that crosses this; another one follows."""
+KEPT = 256
+KEPT_BYTES = 16 * 1024 * 1024
+"""How many are kept for others, and how large they may be together."""
+KEPT_SECONDS = 2.0
+"""For so long a segment, and behind it what has happened since, waits for others."""
+
+Key = tuple[Selection, tuple[tuple[int, int], ...]]
+
+
+class Chunk(NamedTuple):
+    """Consecutive frames as one write."""
+
+    data: bytes
+    cursor: bytes
+    """The cursor of the last event; empty where there is none."""
+    position: Mapping[int, int]
+    """Per partition the next offset behind it."""
+    gaps: Sequence[str]
+    """Reasons of the gaps that are told in it."""
+
+
+class Segment:
+    """History of one selection from a position on, up to the place where the live view stood when it was begun, or to
+    `SEGMENT_BYTES`."""
+
+    def __init__(self, hub: Hub, pages: Pages, view: View, start: Mapping[int, int], target: Mapping[int, int]) -> None:
+        self.view = view
+        self.seq = view.end
+        """The number of the view's frame that follows `target`."""
+        self.target = target
+        """Where the view stood: per partition the next offset."""
+        self.is_over = False
+        """There will be no more chunks."""
+        self.is_broken = False
+        """Reading failed or was given up; what is here is right all the same."""
+        self.reaches_view = False
+        """It ends at `target`."""
+        self.size = 0
+        self._hub = hub
+        self._selection = view.selection
+        self._position = dict(start)
+        self._error: ServerError | None = None
+        self._chunks: list[Chunk] = []
+        self._more = self._build(pages)
+        self._reading = asyncio.Lock()
+
+    def is_joined_by(self, subscriber: Subscriber) -> bool:
+        """Have a subscriber stand where it ends; False where that place is gone."""
+        return self._hub.join_at(subscriber, self.view, self.seq)
+
+    async def chunk(self, number: int) -> Chunk | None:
+        """A chunk by its number; None where there is none. Raises the `ServerError` that reading ended with."""
+        while number >= len(self._chunks) and not self.is_over:
+            async with self._reading:
+                if number >= len(self._chunks) and not self.is_over:
+                    await self._read()
+        if number < len(self._chunks):
+            return self._chunks[number]
+        if self._error is not None:
+            raise type(self._error)(self._error.detail, retry_after=self._error.retry_after)
+        return None
+
+    async def _read(self) -> None:
+        try:
+            chunk = await anext(self._more, None)
+        except BaseException as error:  # cancelled: whoever read has gone, and another one begins anew
+            self.is_broken = self.is_over = True
+            if not isinstance(error, ServerError):
+                raise
+            self._error = error
+            return
+        if chunk is None:
+            self.is_over = True
+        else:
+            self.size += len(chunk.data)
+            self._chunks.append(chunk)
+
+    async def _build(self, pages: Pages) -> AsyncGenerator[Chunk]:
+        position, selection = self._position, self._selection
+        vector = CursorWriter(self._hub.epoch, {**self.target, **position} if selection.vector else {})
+        frames: list[bytes] = []
+        gaps: list[str] = []
+        size = total = 0
+        cursor = b""
+        async with aclosing(merged(pages, selection, position, self.target)) as records:
+            async for record in records:
+                if isinstance(record, Missing):
+                    gap = loss(self._hub.epoch, *record[:4])
+                    frames.append(gap.block())
+                    gaps.append(gap.reason)
+                    continue
+                cursor = self._cursor(record, vector)
+                frame = self._hub.frame(record, cursor, selection.shape)
+                frames.append(frame)
+                size += len(frame)
+                if size >= CHUNK_BYTES:
+                    total += size
+                    yield Chunk(b"".join(frames), cursor, dict(position), gaps)
+                    frames, size, gaps = [], 0, []
+                    if total >= SEGMENT_BYTES:
+                        return
+        self.reaches_view = True
+        if frames or position != {p: self.target[p] for p in position}:
+            yield Chunk(b"".join(frames), cursor, dict(position), gaps)
+
+    def _cursor(self, record: Record, vector: CursorWriter) -> bytes:
+        if not self._selection.vector:
+            return cursor_after(self._hub.epoch, record.partition, record.offset).encode()
+        vector.advance(record.partition, record.offset + 1)
+        return vector.bytes()
+
+
+class Segments:
+    """The segments of one gateway that may still be of use to others."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._kept: OrderedDict[Key, Segment] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def at(self, pages: Pages, subscriber: Subscriber, selection: Selection, position: Mapping[int, int]) -> Segment:
+        """History of a selection from this position on: what others have read, if the live view can still be joined
+        where it ends. The subscriber stands there already."""
+        key: Key = (selection, tuple(sorted(position.items())))
+        segment = self._kept.get(key)
+        if segment is not None and not segment.is_broken and segment.is_joined_by(subscriber):
+            return segment
+        target = self._hub.join(subscriber, selection)
+        assert subscriber.view is not None
+        segment = self._kept[key] = Segment(self._hub, pages, subscriber.view, position, target)
+        self._kept.move_to_end(key)
+        segment.view.hold(segment, segment.seq)
+        asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, key, segment)
+        while len(self._kept) > KEPT or sum([kept.size for kept in self._kept.values()]) > KEPT_BYTES:
+            self._forget(*next(iter(self._kept.items())))
+        return segment
+
+    def _forget(self, key: Key, segment: Segment) -> None:
+        segment.view.release(segment)
+        if self._kept.get(key) is segment:
+            del self._kept[key]

@@ -1,0 +1,54 @@
+"""The gateway's HTTP server: uvicorn inside our own event loop, with our own protocol class."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from gateway.short_protocol import http_protocol
+from gateway.shortcut import Shortcut
+from shared.embedded_server import EmbeddedServer
+from shared.settings import GatewaySettings
+
+
+async def serve(
+    app: ASGIApp,
+    listeners: Sequence[socket.socket],
+    settings: GatewaySettings,
+    *,
+    stop: asyncio.Event,
+    shortcut: Shortcut | None = None,
+) -> None:
+    """Serve on all these until ``stop`` is set and the connections have ended, at most ``drain_timeout`` later.
+
+    ``shortcut``: what serves plain POSTs without the application."""
+    config = uvicorn.Config(
+        app,
+        http=http_protocol(settings, shortcut),
+        loop="none",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+        backlog=4096,
+    )
+    server = EmbeddedServer(config)
+
+    async def watch() -> None:
+        await stop.wait()
+        server.leave()
+
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(watch(), name="server-stop")
+        await server.serve(sockets=list(listeners))
+        watching.cancel()

@@ -1,0 +1,293 @@
+"""The protocol class with the short way of producers: what `gateway.shortcut` takes never becomes an ASGI request.
+
+A request is looked at where nothing else is under way on its connection and it begins with the bytes just received.
+While one is being answered, what comes behind it waits here, so answers keep their order. Whatever is declined goes to
+the parser as it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from typing import Any
+
+from gateway.protocol import CdrsHttpProtocol
+from gateway.shortcut import Fields, Headers, Post, Shortcut, Target
+from shared.descriptors import room
+from shared.settings import GatewaySettings
+
+REST_WITHIN = 0.05
+"""Seconds in which the body of a request, of which the head came alone, is waited for here; then it is the
+application's to wait."""
+
+_LENGTH = re.compile(rb"(?:^|\r\n)content-length:[ \t]*([0-9]{1,8})[ \t]*(?:\r\n|$)", re.IGNORECASE)
+
+
+def http_protocol(settings: GatewaySettings, shortcut_: Shortcut | None = None) -> type[asyncio.Protocol]:
+    """The protocol class for ``uvicorn.Config(http=…)`` with these limits and this short way."""
+
+    class ConfiguredProtocol(ShortcutProtocol):
+        limits = settings
+        shortcut = shortcut_
+        room = room()
+
+    return ConfiguredProtocol
+
+
+class ShortcutProtocol(CdrsHttpProtocol):
+    """One client's connection."""
+
+    shortcut: Shortcut | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._post: Post | None = None
+        """The request on its short way."""
+        self._held = b""
+        """What came behind it, or the start of a request whose rest is waited for."""
+        self._has_more = False
+        """Something that came behind it is still to be looked at."""
+        self._rest_timer: asyncio.TimerHandle | None = None
+        self._has_waited = False
+        self._has_ended = False
+        """The client has ended its side since the request was taken."""
+        self._is_leaving = False
+        """The server leaves; the connection ends with the last answer."""
+        self._block: bytes | None = None
+        """The header fields of the request that the parser is fed by itself, as it may take the short way."""
+        self._length = 0
+        """The length of its body, as far as was seen."""
+        self._short: Fields | None = None
+        """What its header fields say, if it may."""
+        self._is_whole = False
+        self._is_answered = False
+        self._answered_at = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._write = transport.write
+        super().connection_made(transport)
+
+    # --- what comes ------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self.shortcut is not None and not self._is_over and not self.is_surplus:
+            if self._post is not None or (self.flow.write_paused and self._is_between()):
+                self._hold(data)
+                return
+            if self._held:
+                data = self._unhold() + data
+            if self._is_between():
+                data = self._take(self.shortcut, data)
+                if not data:
+                    return
+                self._has_waited = False
+        super().data_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        if self._post is not None:
+            self._has_ended = True
+            return True
+        if self._held:
+            super().data_received(self._unhold())
+        return super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unhold()
+        super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._held and self._post is None:
+            self._go_on()
+
+    def shutdown(self) -> None:
+        if self._post is not None:
+            self._is_leaving = True
+            return
+        if self._held:
+            super().data_received(self._unhold())
+        super().shutdown()
+
+    # --- one request after the other -------------------------------------------------------------
+
+    def _is_between(self) -> bool:
+        """Whether the next byte begins a request and none is under way."""
+        cycle = self._current()
+        return (
+            self._post is None
+            and not self._in_head
+            and (cycle is None or (cycle.response_complete and not cycle.more_body and not self.pipeline))
+        )
+
+    def _take(self, shortcut: Shortcut, data: bytes) -> bytes:
+        """Take request after request; what is returned is for the parser."""
+        while data:
+            end_of_line = data.find(b"\r\n")
+            target = shortcut.target(data[:end_of_line]) if end_of_line > 0 else None
+            if target is None:
+                break
+            end = data.find(b"\r\n\r\n", end_of_line)
+            if end < 0:
+                break
+            block = data[end_of_line + 2 : end]
+            start = end + 4
+            fields = shortcut.fields(block)
+            if fields is None:
+                found = _LENGTH.search(block)
+                stop = start + int(found[1]) if found is not None else len(data) + 1
+                if stop > len(data):
+                    break
+                self._has_more = stop < len(data)
+                self._look(shortcut, target, block, data[:stop], start)
+            else:
+                stop = start + fields.length
+                if stop > len(data):
+                    return self._wait_for_rest(data)
+                self._has_more = stop < len(data)
+                if not self._begin(shortcut, target, fields, data[start:stop]):
+                    break
+            data = data[stop:]
+            if self._is_over:
+                return b""
+            if self._post is not None or (data and self.flow.write_paused):
+                if data:
+                    self._hold(data)
+                return b""
+            if not self._is_between():
+                break
+        self._has_more = False
+        return data
+
+    def _begin(self, shortcut: Shortcut, target: Target, fields: Fields, body: bytes) -> bool:
+        self._is_answered = False
+        post = shortcut.take(self, target, fields, body)
+        if post is None:
+            return False
+        if not self._is_answered:
+            self._post = post
+        self._has_waited = False
+        if self._head_timer is not None:
+            self._stop_head_timer()
+        return True
+
+    def _look(self, shortcut: Shortcut, target: Target, block: bytes, request: bytes, start: int) -> None:
+        """Have the parser read one whole request, and take it if it may be taken; else it is the application's."""
+        self._block, self._length, self._is_whole = block, len(request) - start, False
+        super().data_received(request)
+        self._block, fields, self._short = None, self._short, None
+        if fields is None or self._is_over:
+            return
+        if self._is_whole and self._begin(shortcut, target, fields, request[start:]):
+            return
+        super()._begin_request()
+        super().on_body(request[start:])
+        if self._is_whole:
+            super().on_message_complete()
+
+    def _begin_request(self) -> None:
+        if self._block is not None and self.shortcut is not None:
+            assert self.parser is not None
+            fields = self.shortcut.read(self._block, self.headers, keep_alive=self.parser.should_keep_alive())
+            if fields is not None and fields.length == self._length:
+                self._short = fields
+                return
+        super()._begin_request()
+
+    def on_body(self, body: bytes) -> None:
+        if self._short is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._short is None:
+            super().on_message_complete()
+        else:
+            self._is_whole = True
+
+    # --- what waits ------------------------------------------------------------------------------
+
+    def _hold(self, data: bytes) -> None:
+        self._held += data
+        self.flow.pause_reading()
+
+    def _unhold(self) -> bytes:
+        data, self._held = self._held, b""
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+        return data
+
+    def _wait_for_rest(self, data: bytes) -> bytes:
+        """Many clients send head and body one after the other."""
+        self._has_more = False
+        if self._has_waited:
+            return data
+        self._has_waited = True
+        self._held = data
+        self._rest_timer = self.loop.call_later(REST_WITHIN, self._rest_is_late)
+        return b""
+
+    def _rest_is_late(self) -> None:
+        self._rest_timer = None
+        super().data_received(self._unhold())
+
+    def _go_on(self) -> None:
+        """With what was held while a request was being answered."""
+        self.flow.resume_reading()
+        self.data_received(self._unhold())
+        if self._has_ended and self._post is None and not self._is_over:
+            self._has_ended = False
+            if not self.eof_received():
+                self.transport.close()
+        if self._is_leaving and self._post is None and not self._is_over:
+            self.shutdown()
+
+    # --- for the shortcut ------------------------------------------------------------------------
+
+    @property
+    def default_headers(self) -> Headers:
+        """See `gateway.shortcut.Connection`."""
+        return self.server_state.default_headers
+
+    @property
+    def must_close(self) -> bool:
+        """See `gateway.shortcut.Connection`."""
+        return (self._has_ended or self._is_leaving) and not self._held and not self._has_more
+
+    def answer(self, data: bytes, *, close: bool) -> None:
+        """See `gateway.shortcut.Connection`."""
+        was_waiting, self._post, self._is_answered = self._post is not None, None, True
+        if self._is_over:
+            return
+        self.server_state.total_requests += 1
+        self._write(data)
+        if close:
+            self.transport.close()
+            return
+        self._answered_at = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._watch_idleness(self.timeout_keep_alive)
+        if was_waiting and self._held and not self.flow.write_paused:
+            self._go_on()
+
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """See `gateway.shortcut.Connection`."""
+        task = self.loop.create_task(work)
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    # --- idleness --------------------------------------------------------------------------------
+
+    def _watch_idleness(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """A timer is not set anew for each request on its short way, but looks when the last one was answered."""
+        self.timeout_keep_alive_task = None
+        left = self._answered_at + self.timeout_keep_alive - self.loop.time()
+        if self._post is not None or self._held:
+            left = self.timeout_keep_alive
+        if left > 0:
+            self._watch_idleness(left)
+        else:
+            super().timeout_keep_alive_handler()

@@ -1,0 +1,1 @@
+"""Everything that is started: the command line and the launcher."""

@@ -1,0 +1,181 @@
+"""One partition's way into the topic: one batch under way, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from shared.backends.kafka.client import BATCH_BYTES, CLIENT_ERRORS, describe, is_refusal
+from shared.backends.kafka.codec import RECORD_OVERHEAD, Outgoing
+from shared.backends.kafka.producing import Producer, Producers
+from shared.clock import Clock
+from shared.errors import OutcomeUnknown, Unavailable
+from shared.settings import KafkaSettings
+
+BATCH_OVERHEAD: Final = 128
+RETRY_AFTER: Final = 1.0
+NOT_SENT: Final = -1
+"""In place of an offset: not known."""
+
+
+class Refused(Unavailable):
+    """The brokers will not take this batch; nothing of it was stored."""
+
+
+class _Batch:
+    """Records that go to the brokers in one piece, as often as it takes."""
+
+    __slots__ = ("future", "producer", "records", "sent", "was_sent")
+
+    def __init__(self, records: Sequence[Outgoing]) -> None:
+        self.records = records
+        self.was_sent = False
+        """Whether it may be in the log."""
+        self.sent = 0.0
+        """When it was given to its present producer, on the loop's clock."""
+        self.producer: Producer | None = None
+        self.future: asyncio.Future[Any] | None = None
+
+
+class PartitionWriter:
+    """Appends to one partition.
+
+    A batch whose caller went away before it was settled stays the partition's first duty: whatever comes next waits
+    for it, and if its producer is replaced it is sent again, unchanged, before anything newer.
+    """
+
+    def __init__(self, partition: int, producers: Producers, settings: KafkaSettings, clock: Clock) -> None:
+        self._partition = partition
+        self._producers = producers
+        self._settings = settings
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._unsettled: _Batch | None = None
+
+    async def append(self, records: Sequence[Outgoing]) -> int:
+        """Append in order; returns the offset behind the last record, or `NOT_SENT` if the brokers did not tell.
+
+        Raises `Unavailable` (nothing was or will be stored) or `OutcomeUnknown`.
+        """
+        deadline = asyncio.get_running_loop().time() + self._settings.append_timeout
+        async with self._in_turn(deadline):
+            await self._settle_earlier(deadline)
+            end = NOT_SENT
+            for number, piece in enumerate(cut(records)):
+                batch = self._unsettled = _Batch(piece)
+                try:
+                    end = await self._settle(batch, deadline)
+                except Unavailable as error:
+                    if number:
+                        raise OutcomeUnknown("only a part of the events was stored") from error
+                    raise
+                finally:
+                    if not batch.was_sent:
+                        self._unsettled = None
+            return end
+
+    @asynccontextmanager
+    async def _in_turn(self, deadline: float) -> AsyncGenerator[None]:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._turn.acquire()
+        except TimeoutError as error:
+            raise _earlier("is under way") from error
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    async def _settle_earlier(self, deadline: float) -> None:
+        if self._unsettled is None:
+            return
+        try:
+            await self._settle(self._unsettled, deadline)
+        except Refused:
+            pass  # whoever asked for it was told that its outcome is unknown
+        except OutcomeUnknown as error:
+            raise _earlier("is not settled") from error
+
+    async def _settle(self, batch: _Batch, deadline: float) -> int:
+        """Bring a batch into the log. What it leaves in `_unsettled` may be there or come there."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if batch.future is None or batch.producer is None:
+                await self._send(batch, deadline)
+                continue
+            until = min(deadline, batch.sent + self._settings.replace_after)
+            await asyncio.wait(
+                (batch.future, batch.producer.ended),
+                timeout=max(until - loop.time(), 0),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if batch.future.done():
+                error = _error_of(batch.future)
+                if error is None:
+                    self._unsettled = None
+                    offset = int(batch.future.result().offset)
+                    return offset + len(batch.records) if offset >= 0 else NOT_SENT
+                self._take_back(batch, describe(error))
+                if is_refusal(error):
+                    self._unsettled = None
+                    raise Refused(f"the brokers refuse the events: {describe(error)}", retry_after=RETRY_AFTER)
+            elif batch.producer.ended.done():
+                self._take_back(batch, "its producer has ended")
+            elif loop.time() >= deadline:
+                raise OutcomeUnknown("the brokers did not answer in time", retry_after=RETRY_AFTER)
+            else:
+                self._take_back(batch, f"no answer for {self._settings.replace_after:g} s")
+
+    async def _send(self, batch: _Batch, deadline: float) -> None:
+        try:
+            producer = await self._producers.get(deadline)
+        except Unavailable as error:
+            raise self._not_sent(batch, error.detail) from error
+        try:
+            async with asyncio.timeout_at(deadline):
+                batch.future = await producer.send(self._partition, batch.records, self._clock.unix_ms())
+        except TimeoutError as error:
+            raise self._not_sent(batch, "the topic's leaders are not known") from error
+        except CLIENT_ERRORS as error:
+            self._producers.retire(producer, describe(error))
+            await asyncio.sleep(0)
+        except ValueError as error:
+            self._unsettled = None
+            raise Refused("an event is larger than the log takes") from error
+        else:
+            batch.producer, batch.was_sent = producer, True
+            batch.sent = asyncio.get_running_loop().time()
+
+    def _not_sent(self, batch: _Batch, detail: str) -> Unavailable | OutcomeUnknown:
+        if batch.was_sent:
+            return OutcomeUnknown(detail, retry_after=RETRY_AFTER)
+        self._unsettled = None
+        return Unavailable(detail, retry_after=RETRY_AFTER)
+
+    def _take_back(self, batch: _Batch, reason: str) -> None:
+        if batch.producer is not None:
+            self._producers.retire(batch.producer, f"partition {self._partition}: {reason}")
+        batch.producer = batch.future = None
+
+
+def cut(records: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
+    """Consecutive records as the batches they are sent in."""
+    first = size = 0
+    for number, record in enumerate(records):
+        more = len(record.value) + RECORD_OVERHEAD + (len(record.key) if record.key else 0)
+        if number > first and size + more > BATCH_BYTES - BATCH_OVERHEAD:
+            yield records[first:number]
+            first, size = number, 0
+        size += more
+    if first < len(records):
+        yield records[first:] if first else records
+
+
+def _error_of(future: asyncio.Future[Any]) -> BaseException | None:
+    return asyncio.CancelledError() if future.cancelled() else future.exception()
+
+
+def _earlier(what: str) -> Unavailable:
+    return Unavailable(f"an earlier append to this partition {what}; Kafka may lack a quorum", retry_after=RETRY_AFTER)

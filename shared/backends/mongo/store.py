@@ -1,0 +1,358 @@
+"""`EventStore` on a MongoDB replica set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pymongo import UpdateOne
+from pymongo.errors import DuplicateKeyError
+
+from shared.backends.mongo import queries
+from shared.backends.mongo.documents import (
+    FLOORS,
+    STREAMS,
+    Document,
+    counter_key,
+    holes,
+    offset_of,
+    partition_key,
+    partition_of_key,
+    record_of,
+    stream_info,
+)
+from shared.backends.mongo.driver import Calls, Database, all_of, fetch, fetch_until
+from shared.backends.mongo.pages import PageReader
+from shared.backends.mongo.ranges import joined, within, without
+from shared.backends.mongo.soundness import MOST_AT_ONCE, Soundness
+from shared.backends.mongo.spreads import SpreadCache
+from shared.backends.mongo.writing import move_checkpoints, write_events, write_tallies
+from shared.clock import Clock
+from shared.errors import InternalError, StaleStream, StreamConflict, Unavailable
+from shared.partitioning import partitions_of_stream
+from shared.position import Epoch
+from shared.records import (
+    Duplicate,
+    FeedBatch,
+    HistoryPage,
+    NewEvent,
+    PageQuery,
+    Record,
+    StreamInfo,
+    fingerprint,
+    identity_of,
+    identity_prefix,
+)
+
+MAX_FOUND = 10
+IDENTITIES_A_QUERY = 2000
+POSITIONS_A_BATCH = 20_000
+
+
+class MongoStore:
+    """The visible records of one epoch, complete below the checkpoints.
+
+    What is asked goes to the primary with majority concern, checkpoint first, then what it bounds. A checkpoint never
+    goes back, so a known one spares the question.
+    """
+
+    def __init__(self, database: Database, calls: Calls, clock: Clock, *, epoch: Epoch, partitions: int) -> None:
+        self._database = database
+        self._calls = calls
+        self._clock = clock
+        self._partitions = partitions
+        self._keys = [partition_key(epoch, partition) for partition in range(partitions)]
+        self._counters = {counter_key(key): partition for partition, key in enumerate(self._keys)}
+        self._known = dict.fromkeys(range(partitions), 0)
+        self._spreads = SpreadCache()
+        self._soundness = Soundness()
+
+    @property
+    def is_log(self) -> bool:
+        """See `EventStore.is_log`."""
+        return False
+
+    async def checkpoints(self) -> Mapping[int, int]:
+        """See `EventStore.checkpoints`."""
+        await self._learn_checkpoints(self._keys)
+        return dict(self._known)
+
+    async def starts(self) -> Mapping[int, int]:
+        """See `EventStore.starts`."""
+        query = queries.floors_of(self._keys)
+        floors = dict.fromkeys(range(self._partitions), 0)
+        for document in await self._calls.read(lambda: fetch(self._database, query)):
+            floors[partition_of_key(document["_id"])] = int(document.get("next", 0))
+        return floors
+
+    async def _deleted(self, partition: int) -> list[tuple[int, int]]:
+        """What of a partition was deleted on purpose, ascending."""
+        query = queries.floors_of([self._keys[partition]])
+        found: list[tuple[int, int]] = []
+        for document in await self._calls.read(lambda: fetch(self._database, query)):
+            found.append((0, int(document.get("next", 0))))
+            found += [(int(start), int(stop)) for start, stop in document.get("holes", ())]
+        return joined(sorted(found))
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    async def persist(self, *batches: FeedBatch) -> None:
+        """See `EventStore.persist`. Three writes, however many batches there are."""
+        new = [
+            (self._keys[batch.partition], batch)
+            for batch in batches
+            if batch.start != batch.next and batch.next > self._known[batch.partition]
+        ]
+        if not new:
+            return
+        await all_of(
+            write_events(self._database, self._calls, new),
+            write_tallies(self._database, self._calls, new),
+        )
+        behind = await move_checkpoints(self._database, self._calls, new)
+        refused = {batch.partition for batch in behind}
+        for _, batch in new:
+            if batch.partition not in refused:
+                # What the majority has acknowledged: our own value. The document's may be that of somebody who still
+                # waits.
+                self._known[batch.partition] = max(self._known[batch.partition], batch.next)
+        if behind:
+            places = [f"partition {batch.partition}: the checkpoint lies below {batch.start}" for batch in behind]
+            raise InternalError(", ".join(places))
+
+    async def give_up(self, partition: int, start: int, stop: int) -> None:
+        """See `EventStore.give_up`."""
+        await self.pass_over(partition, start, stop, is_deleted=True)
+
+    async def pass_over(self, partition: int, start: int, stop: int, *, is_deleted: bool) -> None:
+        """Move the checkpoint over a range that nobody has: one that was deleted, which is said first, or damage."""
+        key = self._keys[partition]
+        if self._known[partition] >= stop:
+            return
+        if is_deleted:
+            await self._say_deleted(key, start, stop)
+        nothing = FeedBatch(partition, start, stop, [])
+        if await move_checkpoints(self._database, self._calls, [(key, nothing)]):
+            raise InternalError(f"partition {partition}: the checkpoint lies below {start}")
+        self._known[partition] = max(self._known[partition], stop)
+
+    async def _say_deleted(self, key: bytes, start: int, stop: int) -> None:
+        hole = UpdateOne({"_id": key}, {"$addToSet": {"holes": [start, stop]}}, upsert=True)
+        await self._calls.write(lambda: self._database[FLOORS].bulk_write([hole], ordered=False))
+
+    # --- records ----------------------------------------------------------------------------------
+
+    async def page(self, query: PageQuery) -> HistoryPage:
+        """See `EventStore.page`."""
+        checkpoint = await self._checkpoint(query.partition, query.stop)
+        low, high = min(query.start, checkpoint), min(query.stop, checkpoint)
+        if low >= high or (query.streams is not None and not query.streams):
+            return HistoryPage([], low if query.backwards else max(low, high))
+        if query.limit <= 0:
+            return HistoryPage([], high if query.backwards else low)
+        if query.streams is not None:
+            if query.backwards:
+                low = max(low, high - MOST_AT_ONCE)
+            else:
+                high = min(high, low + MOST_AT_ONCE)
+        reader = PageReader(self._database, self._calls, self._keys[query.partition], query)
+        page = await reader.read(low, high)
+        if query.streams is not None:
+            covered = (page.next, high) if query.backwards else (low, page.next)
+            missing = await self._missing(query.partition, *covered)
+        else:
+            missing = page.missing
+        if not missing:
+            return HistoryPage(page.records, page.next)
+        # Deleted on purpose, which is said before it is done; or gone.
+        deleted = await self._deleted(query.partition)
+        return HistoryPage(page.records, page.next, without(missing, deleted), within(missing, deleted))
+
+    async def _missing(self, partition: int, start: int, stop: int) -> list[tuple[int, int]]:
+        """`damage`, of a stretch that was read only in part. They are counted first, which mostly is enough."""
+        unsure = self._soundness.unsure(partition, start, stop, self._clock.monotonic())
+        if unsure is None:
+            return []
+        low, high = unsure
+        query = queries.positions_between(self._keys[partition], low, high)
+        counting = {
+            "count": query.collection,
+            "query": query.filter,
+            "hint": query.hint,
+            "readConcern": {"level": "majority"},
+        }
+        answer = await self._calls.read(lambda: self._database.command(counting))
+        found = [] if answer["n"] == high - low else await self._without_documents(partition, start, stop)
+        if not found:
+            self._soundness.found(partition, low, high, self._clock.monotonic())
+        return found
+
+    async def damage(self, partition: int, start: int, stop: int) -> Sequence[tuple[int, int]]:
+        """The ranges of [start, stop), below the checkpoint and not deleted on purpose, that have no documents although
+        every offset should have one. Reads every position there."""
+        high = min(stop, await self._checkpoint(partition, stop))
+        missing = await self._without_documents(partition, start, high)
+        return without(missing, await self._deleted(partition)) if missing else []
+
+    async def _without_documents(self, partition: int, low: int, high: int) -> list[tuple[int, int]]:
+        found: list[int] = []
+
+        def take(documents: Sequence[Document]) -> bool:
+            found.extend(offset_of(document["_id"]) for document in documents)
+            return False
+
+        missing: list[tuple[int, int]] = []
+        for first in range(low, high, POSITIONS_A_BATCH):
+            last = min(first + POSITIONS_A_BATCH, high)
+            query = queries.positions_between(self._keys[partition], first, last)
+            found.clear()
+            await self._calls.read(
+                lambda query=query: fetch_until(self._database, query, take, batch=POSITIONS_A_BATCH)  # type: ignore[misc]
+            )
+            missing += holes(found, first, last)
+        return joined(missing)
+
+    async def find(self, stream: str, event_id: str, source: str | None) -> Sequence[Record]:
+        """See `EventStore.find`."""
+        if source is None:
+            query = queries.by_prefix(self._keys, identity_prefix(stream, event_id), limit=MAX_FOUND)
+        else:
+            query = queries.by_identity(self._keys, identity_of(stream, source, event_id))
+        documents = await self._calls.read(lambda: fetch(self._database, query))
+        records = [record for record in map(record_of, documents) if record is not None]
+        shown = [r for r in records if r.offset < await self._checkpoint(r.partition, r.offset + 1)]
+        shown.sort(key=lambda record: (record.partition, record.offset))
+        return shown[:1] if source is not None else shown
+
+    async def lookup(self, partition: int, events: Sequence[NewEvent]) -> Mapping[bytes, Duplicate]:
+        """See `EventStore.lookup`."""
+        by_place: dict[frozenset[int], list[NewEvent]] = {}
+        own = frozenset({partition})
+        for event in events:
+            places = own
+            if event.spread > 1:
+                # With another ordering key the event would have gone to another of its stream's partitions.
+                places = own.union(partitions_of_stream(event.stream, partitions=self._partitions, spread=event.spread))
+            by_place.setdefault(places, []).append(event)
+        found: dict[bytes, Duplicate] = {}
+        for places, asked in by_place.items():
+            for at in range(0, len(asked), IDENTITIES_A_QUERY):
+                found.update(await self._lookup(sorted(places), asked[at : at + IDENTITIES_A_QUERY]))
+        return found
+
+    async def _lookup(self, places: Sequence[int], events: Sequence[NewEvent]) -> Mapping[bytes, Duplicate]:
+        asked = {event.identity: event for event in events}
+        query = queries.by_identities([self._keys[place] for place in places], list(asked))
+        found: dict[bytes, Duplicate] = {}
+        for document in await self._calls.read(lambda: fetch(self._database, query)):
+            position, event = document["_id"], asked[document["i"]]
+            found[event.identity] = Duplicate(
+                partition_of_key(position),
+                offset_of(position),
+                int(document["t"]),
+                document["h"] == fingerprint(event.key, event.value),
+            )
+        return found
+
+    # --- times ------------------------------------------------------------------------------------
+
+    async def offset_at(self, append_ms: int) -> Mapping[int, int]:
+        """See `EventStore.offset_at`."""
+        checkpoints = await self.checkpoints()
+        asked = [partition for partition, checkpoint in checkpoints.items() if checkpoint]
+        found = await all_of(*[self._first_since(partition, append_ms) for partition in asked])
+        firsts = dict(zip(asked, found, strict=True))
+        return {
+            partition: min(firsts.get(partition, checkpoint), checkpoint)
+            for partition, checkpoint in checkpoints.items()
+        }
+
+    async def _first_since(self, partition: int, append_ms: int) -> int:
+        query = queries.first_since(self._keys[partition], append_ms)
+        documents = await self._calls.read(lambda: fetch(self._database, query))
+        return offset_of(documents[0]["_id"]) if documents else self._known[partition]
+
+    async def append_time(self, partition: int, offset: int) -> int | None:
+        """See `EventStore.append_time`."""
+        high = min(await self._checkpoint(partition, offset + 1), offset + 1)
+        if high <= 0:
+            return None
+        query = queries.last_below(self._keys[partition], high)
+        documents = await self._calls.read(lambda: fetch(self._database, query))
+        return int(documents[0]["t"]) if documents else None
+
+    # --- streams ----------------------------------------------------------------------------------
+
+    async def streams(self, *, after: str, limit: int) -> Sequence[StreamInfo]:
+        """See `EventStore.streams`."""
+        query = queries.streams_after(after, limit=limit)
+        return self._infos(await self._calls.read(lambda: fetch(self._database, query)))
+
+    async def stream(self, name: str) -> StreamInfo | None:
+        """See `EventStore.stream`."""
+        query = queries.streams_named([name])
+        infos = self._infos(await self._calls.read(lambda: fetch(self._database, query)))
+        return infos[0] if infos else None
+
+    async def create_stream(self, name: str, *, spread: int) -> StreamInfo:
+        """See `EventStore.create_stream`."""
+        try:
+            await self.admit({name: spread})
+        except StaleStream:
+            raise StreamConflict("the stream exists with another spread") from None
+        info = await self.stream(name)
+        if info is None:
+            raise Unavailable("the stream is not there although it was created")
+        return info
+
+    async def admit(self, spreads: Mapping[str, int]) -> None:
+        """See `EventStore.admit`."""
+        unknown = self._spreads.check(spreads)
+        if not unknown:
+            return
+        stored = await self._read_spreads(unknown)
+        absent = [name for name in unknown if name not in stored]
+        if absent:
+            now = self._clock.unix_ms()
+            requests = [
+                UpdateOne({"_id": name}, {"$setOnInsert": {"spread": spreads[name], "created": now}}, upsert=True)
+                for name in absent
+            ]
+            await self._create(requests)
+            # Whoever else created one of them at the same time may have been first.
+            stored |= await self._read_spreads(absent)
+        self._spreads.learn(stored)
+        if still := self._spreads.check(spreads):
+            raise Unavailable(f"{len(still)} streams are not there although they were created")
+
+    async def _create(self, requests: Sequence[UpdateOne]) -> None:
+        collection = self._database[STREAMS]
+        for is_last in (False, True):
+            try:
+                await self._calls.write(lambda: collection.bulk_write(requests, ordered=False))
+            except DuplicateKeyError:
+                if is_last:
+                    raise
+            else:
+                return
+
+    async def _read_spreads(self, names: Iterable[str]) -> dict[str, int]:
+        query = queries.spreads_of(list(names))
+        documents = await self._calls.read(lambda: fetch(self._database, query))
+        return {document["_id"]: int(document["spread"]) for document in documents}
+
+    def _infos(self, documents: Iterable[Document]) -> list[StreamInfo]:
+        return [stream_info(document, self._counters) for document in documents]
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    async def _checkpoint(self, partition: int, wanted: int) -> int:
+        """The partition's checkpoint, or one it once had if that is not below ``wanted``."""
+        if self._known[partition] < wanted:
+            await self._learn_checkpoints([self._keys[partition]])
+        return self._known[partition]
+
+    async def _learn_checkpoints(self, keys: Sequence[bytes]) -> None:
+        query = queries.checkpoints_of(keys)
+        for document in await self._calls.read(lambda: fetch(self._database, query)):
+            partition = partition_of_key(document["_id"])
+            self._known[partition] = max(self._known[partition], int(document["next"]))

@@ -1,0 +1,146 @@
+"""From one epoch to the next in the store: what a new log goes on with, and the history that it takes over.
+
+The documents of a former epoch are written again under positions of the new one, each at the offset that it had. So
+history stays one sequence, which no reader or writer of the store has to put together. A document in ``checkpoints``,
+whose ``_id`` is the epoch's text, says that this is done: ``stops`` of each former epoch, and ``others``, epochs whose
+history the log does not go on with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pymongo import UpdateOne
+
+from shared.backends.mongo.documents import (
+    CHECKPOINTS,
+    EVENTS,
+    STREAMS,
+    Document,
+    counter_key,
+    partition_key,
+    partition_of_key,
+    position_key,
+)
+from shared.backends.mongo.driver import Calls, Database
+from shared.backends.mongo.store import MongoStore
+from shared.clock import Clock
+from shared.position import Epoch
+from shared.records import FeedBatch, FormerEpoch, PageQuery
+
+PAGE = 2000
+PAGE_BYTES = 8 * 1024 * 1024
+DELETED_AT_ONCE = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """What the store says of the epochs it has."""
+
+    checkpoints: Mapping[Epoch, Mapping[int, int]]
+    """Epoch → partition → checkpoint."""
+    former: Mapping[Epoch, Sequence[FormerEpoch]]
+    """Epoch that took over another one → what it goes on with."""
+    others: Mapping[Epoch, Sequence[Epoch]]
+    """The same → epochs that it knows of and does not go on with."""
+
+    def unknown_to(self, epoch: Epoch) -> list[Epoch]:
+        """Epochs that have history here and that this one says nothing of."""
+        known = {epoch, *self.others.get(epoch, ()), *[each.epoch for each in self.former.get(epoch, ())]}
+        return sorted(each for each, stops in self.checkpoints.items() if any(stops.values()) and each not in known)
+
+    def bases(self, epoch: Epoch) -> dict[int, int]:
+        """Where the partitions of an epoch begin: where the latest of its former ones stopped."""
+        stops = [each.stops for each in self.former.get(epoch, ())]
+        return {p: max(found.get(p, 0) for found in stops) for p in {p for found in stops for p in found}}
+
+
+class Epochs:
+    """The store as a whole."""
+
+    def __init__(self, database: Database, calls: Calls) -> None:
+        self._database = database
+        self._calls = calls
+
+    async def succession(self) -> Succession:
+        """What there is. Raises `Unavailable`."""
+        found = await self._calls.read(lambda: self._database[CHECKPOINTS].find({}).to_list(None))
+        checkpoints: dict[Epoch, dict[int, int]] = {}
+        former: dict[Epoch, list[FormerEpoch]] = {}
+        others: dict[Epoch, list[Epoch]] = {}
+        for document in found:
+            key = document["_id"]
+            if isinstance(key, str):
+                epoch = Epoch.parse(key)
+                stops: dict[str, list[int]] = document["stops"]
+                former[epoch] = [FormerEpoch(Epoch.parse(text), dict(enumerate(ends))) for text, ends in stops.items()]
+                others[epoch] = [Epoch.parse(text) for text in document["others"]]
+            else:
+                epoch = Epoch(int.from_bytes(key[:4], "big"), int.from_bytes(key[4:8], "big"))
+                checkpoints.setdefault(epoch, {})[partition_of_key(key)] = int(document["next"])
+        return Succession(checkpoints, former, others)
+
+    async def take_over(
+        self, clock: Clock, old: Epoch, new: Epoch, stops: Mapping[int, int], succession: Succession
+    ) -> int:
+        """Have an epoch go on with another one's history below these offsets; how many events that is. May be repeated
+        after any failure. Raises `Unavailable` or `OutcomeUnknown`."""
+        partitions = len(stops)
+        before, after = (
+            MongoStore(self._database, self._calls, clock, epoch=epoch, partitions=partitions) for epoch in (old, new)
+        )
+        events = 0
+        for partition, stop in stops.items():
+            events += await _copy(before, after, partition, stop)
+        former = [
+            FormerEpoch(each.epoch, {p: min(each.stops.get(p, 0), stop) for p, stop in stops.items()})
+            for each in succession.former.get(old, ())
+        ]
+        former.append(FormerEpoch(old, dict(stops)))
+        known = {new, *[each.epoch for each in former]}
+        others = sorted({*succession.checkpoints, *succession.others.get(old, ())} - known)
+        await self._say(new, former, others)
+        for partition, stop in stops.items():
+            await self._drop(partition_key(old, partition), stop)
+        return events
+
+    async def _say(self, epoch: Epoch, former: Sequence[FormerEpoch], others: Sequence[Epoch]) -> None:
+        stops = {str(each.epoch): [each.stops[p] for p in sorted(each.stops)] for each in former}
+        said = {"$set": {"stops": stops, "others": [str(each) for each in others]}}
+        update = UpdateOne({"_id": str(epoch)}, said, upsert=True)
+        await self._calls.write(lambda: self._database[CHECKPOINTS].bulk_write([update], ordered=False))
+
+    async def _drop(self, key: bytes, stop: int) -> None:
+        """The documents and counts of a partition that was copied."""
+        uncount = {"update": STREAMS, "updates": [_uncounted(key)]}
+        await self._calls.write(lambda: self._database.command(uncount))
+        for first in range(0, stop, DELETED_AT_ONCE):
+            low, high = position_key(key, first), position_key(key, min(first + DELETED_AT_ONCE, stop) - 1)
+            wanted = {"p": key, "_id": {"$gte": low, "$lte": high}}
+            deletes: Document = {"delete": EVENTS, "deletes": [{"q": wanted, "limit": 0}]}
+            await self._calls.write(lambda deletes=deletes: self._database.command(deletes))  # type: ignore[misc]
+
+
+def _uncounted(key: bytes) -> Document:
+    path = f"c.{counter_key(key)}"
+    return {"q": {path: {"$exists": True}}, "u": {"$unset": {path: ""}}, "multi": True}
+
+
+async def _copy(before: MongoStore, after: MongoStore, partition: int, stop: int) -> int:
+    events = at = 0
+    while at < stop:
+        page = await before.page(PageQuery(partition, at, stop, PAGE, PAGE_BYTES))
+        lost = [(first, last, False) for first, last in page.missing]
+        lost += [(first, last, True) for first, last in page.deleted]
+        records = list(page.records)
+        for first, last, is_deleted in sorted(lost):
+            found = [record for record in records if record.offset < first]
+            records = records[len(found) :]
+            await after.persist(FeedBatch(partition, at, first, found))
+            await after.pass_over(partition, first, last, is_deleted=is_deleted)
+            at = last
+        await after.persist(FeedBatch(partition, at, page.next, records))
+        events += len(page.records)
+        at = page.next
+    return events

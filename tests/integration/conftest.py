@@ -1,0 +1,15 @@
+"""Fixtures of several files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from embedded_folder import fill
+
+
+@pytest.fixture
+async def filled(tmp_path: Path) -> Path:
+    """A folder with a log of 300 events."""
+    await fill(tmp_path)
+    return tmp_path

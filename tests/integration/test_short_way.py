@@ -1,0 +1,354 @@
+"""The short way of plain POSTs answers as the application does, byte for byte, and keeps the order of a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+from fake_dispatcher import FakeContext
+from produce_server import TIGHT_LIMIT, ProduceServer, produce_server, tight_settings
+from raw_http import RawConnection, connected, request_bytes
+
+from shared.errors import CdrsError, Overloaded, Unavailable
+from shared.records import NewEvent, Settlement
+
+ORDERS = "/v1/streams/orders/events"
+JSON = {"Content-Type": "application/json"}
+STRUCTURED = {"Content-Type": "application/cloudevents+json"}
+ROUNDS = 3
+"""Learned, kept, used."""
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def servers() -> AsyncIterator[tuple[ProduceServer, ProduceServer]]:
+    """With and without the short way."""
+    settings = tight_settings()
+    async with (
+        produce_server(FakeContext(settings=settings)) as short,
+        produce_server(FakeContext(settings=settings), has_shortcut=False) as long,
+    ):
+        yield short, long
+
+
+@pytest.fixture
+def server(servers: tuple[ProduceServer, ProduceServer]) -> ProduceServer:
+    """The one with the short way, emptied, knowing its stream."""
+    return knowing(servers[0].emptied())
+
+
+def knowing(server: ProduceServer) -> ProduceServer:
+    server.context.catalog.known["orders"] = 1
+    return server
+
+
+def post(body: bytes = b'{"a":1}', headers: dict[str, str] | None = None, target: str = ORDERS) -> bytes:
+    return request_bytes("POST", target, body, JSON if headers is None else headers)
+
+
+def event(**members: object) -> bytes:
+    return json.dumps({"specversion": "1.0", "id": "1", "source": "/s", "type": "t", **members}).encode()
+
+
+async def raw_answer(connection: RawConnection) -> bytes:
+    async with asyncio.timeout(10):
+        head = await connection.reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"HTTP/1.1 100"):
+            return head + await raw_answer(connection)
+        length = re.search(rb"content-length: ([0-9]+)", head)
+        assert length is not None, head
+        return head + await connection.reader.readexactly(int(length[1]))
+
+
+def plain(answer: bytes) -> bytes:
+    """Without what differs from request to request."""
+    answer = re.sub(rb"date: [^\r]+", b"date", answer)
+    return re.sub(rb"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", b"<id>", answer)
+
+
+async def rounds(server: ProduceServer, request: bytes, *, rounds: int = ROUNDS) -> tuple[list[bytes], bool]:
+    """The answers to the same request again and again on one connection, and whether it was closed then."""
+    answers: list[bytes] = []
+    async with connected(server.port) as connection:
+        for _ in range(rounds):
+            await connection.send(request)
+            answers.append(plain(await raw_answer(connection)))
+            if b"connection: close" in answers[-1]:
+                return answers, await connection.at_end()
+    return answers, False
+
+
+NEVER = "never"
+REQUESTS: dict[str, tuple[bytes, str]] = {
+    "payload": (post(), "short"),
+    "payload-with-breaks": (post(b' {"a":\r\n 1.50}\n'), "short"),
+    "empty": (post(b"", JSON | {"Content-Length": "0"}), "short"),
+    "not-json": (post(b"{"), "short"),
+    "too-deep": (post(b"[" * 40 + b"]" * 40), "short"),
+    "structured": (post(event(data=1), STRUCTURED), "short"),
+    "structured-other-body": (post(event(data=2), STRUCTURED), "short"),
+    "structured-bad-source": (post(event(source=" "), STRUCTURED), "short"),
+    "structured-other-stream": (post(event(cdrsstream="other"), STRUCTURED), "short"),
+    "binary": (post(b"\x00\xff", {"ce-type": "x", "ce-id": "b", "Content-Type": "image/png"}), "short"),
+    "binary-id-to-quote": (post(b"1", JSON | {"ce-id": "caf%C3%A9%2F1"}), "short"),
+    "binary-bad-id": (post(b"1", JSON | {"ce-id": "#"}), "short"),
+    "key": (post(b"1", JSON | {"Cdrs-Key": "k"}), "short"),
+    "idempotency-key": (post(b"1", JSON | {"Idempotency-Key": '"a"'}), "short"),
+    "close": (post(b"1", JSON | {"Connection": "close"}), "short"),
+    "keep-alive": (post(b"1", JSON | {"Connection": "keep-alive"}), "short"),
+    "names-in-other-case": (
+        b"POST "
+        + ORDERS.encode()
+        + b" HTTP/1.1\r\nhOST:t\r\ncontent-TYPE:application/json\r\ncontent-LENGTH:1\r\n\r\n1",
+        "short",
+    ),
+    "at-the-limit": (post(b'"' + b"x" * (TIGHT_LIMIT - 2) + b'"'), "short"),
+    "beyond-the-limit": (post(b'"' + b"x" * TIGHT_LIMIT + b'"'), NEVER),
+    "text": (post(b"x", {"Content-Type": "text/plain"}), NEVER),
+    "no-type": (post(b"1", {}), NEVER),
+    "two-types": (post(b"1", {"Content-Type": "application/json", "content-type": "text/plain"}), NEVER),
+    "reserved-field": (post(b"1", JSON | {"Cdrs-Other": "1"}), NEVER),
+    "encoded": (post(b"1", JSON | {"Content-Encoding": "gzip"}), NEVER),
+    "batch": (post(b"[" + event() + b"]", {"Content-Type": "application/cloudevents-batch+json"}), NEVER),
+    "query": (post(target=ORDERS + "?x=1"), NEVER),
+    "escaped-path": (post(target="/v1/streams/order%73/events"), NEVER),
+    "server-stream": (post(target="/v1/streams/cdrs.x/events"), NEVER),
+    "bad-stream": (post(target="/v1/streams/a..b/events"), NEVER),
+    "expect": (post(b"1", JSON | {"Expect": "100-continue"}), NEVER),
+    "chunked": (post(b"1\r\n1\r\n0\r\n\r\n", JSON | {"Transfer-Encoding": "chunked"}), NEVER),
+    "upgrade": (post(b"1", JSON | {"Connection": "Upgrade", "Upgrade": "websocket"}), NEVER),
+    "http-1.0": (post(b"1").replace(b"HTTP/1.1", b"HTTP/1.0"), NEVER),
+    "two-hosts": (post(b"1", JSON | {"host": "b"}), NEVER),
+    "two-lengths": (post(b"1", JSON | {"Content-Length": "1", "content-length": "1"}), NEVER),
+    "bare-lf": (post(b"1").replace(b"application/json\r\n", b"application/json\n"), NEVER),
+    "override": (post(b"1", JSON | {"X-HTTP-Method-Override": "PUT"}), NEVER),
+    "many-streams": (post(event(cdrsstream="orders"), STRUCTURED, "/v1/events"), NEVER),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_both_ways_answer_alike(servers: tuple[ProduceServer, ProduceServer], name: str) -> None:
+    request, way = REQUESTS[name]
+    short, long = (knowing(server.emptied()) for server in servers)
+    answers = await rounds(short, request)
+    assert answers == await rounds(long, request)
+    assert [plain(value) for value in short.dispatcher.values()] == [plain(value) for value in long.dispatcher.values()]
+    for result in ("stored", "duplicate", "refused", "failed"):
+        assert short.context.ingested(result) == long.context.ingested(result)
+    assert short.shortcut is not None
+    assert short.shortcut.taken == (len(answers[0]) if way == "short" else 0)
+
+
+def settled(problem: str) -> Callable[[NewEvent], Settlement | None]:
+    return lambda _event: Settlement(problem=problem, detail="because")
+
+
+@pytest.mark.parametrize(
+    "problem", ["unavailable", "outcome-unknown", "stale-epoch", "stale-stream", "idempotency-mismatch", "overloaded"]
+)
+async def test_both_ways_tell_alike_how_an_event_was_settled(
+    servers: tuple[ProduceServer, ProduceServer], problem: str
+) -> None:
+    answers = []
+    for server in servers:
+        knowing(server.emptied()).dispatcher.judge = settled(problem)
+        answers.append((await rounds(server, post()), server.context.ingested("failed")))
+    assert answers[0] == answers[1]
+    assert b"because" in answers[0][0][0][-1]
+
+
+@pytest.mark.parametrize("error", [Overloaded("full", retry_after=2.5), Unavailable("no node")])
+async def test_both_ways_refuse_alike_what_the_dispatcher_does_not_take(
+    servers: tuple[ProduceServer, ProduceServer], error: CdrsError
+) -> None:
+    answers = []
+    for server in servers:
+        knowing(server.emptied()).dispatcher.refuse = lambda: error
+        answers.append(await rounds(server, post()))
+    assert answers[0] == answers[1]
+    assert answers[0][0][-1].startswith(b"HTTP/1.1 503 ")
+
+
+async def test_an_unknown_stream_is_asked_for_by_the_application(servers: tuple[ProduceServer, ProduceServer]) -> None:
+    server = servers[0].emptied()
+    assert server.shortcut is not None
+    server.context.catalog.spreads["orders"] = 4
+    answers, _ = await rounds(server, post(b"1", JSON | {"Cdrs-Key": "k"}))
+    assert server.context.catalog.asked == ["orders"]
+    assert server.shortcut.taken == ROUNDS - 1
+    assert len({re.search(rb'"partition":\d+', answer)[0] for answer in answers}) == 1  # type: ignore[index]
+
+
+async def test_a_stream_created_meanwhile_is_routed_anew(server: ProduceServer) -> None:
+    server.context.catalog.spreads["orders"] = 12
+    server.dispatcher.judge = lambda stored: Settlement(problem="stale-stream") if stored.spread == 1 else None
+    answers, _ = await rounds(server, post(), rounds=1)
+    assert answers[0].startswith(b"HTTP/1.1 201 ")
+    assert [stored.spread for stored in server.dispatcher.events()] == [12]
+
+
+# --- order on a connection ---------------------------------------------------------------------------
+
+GET = request_bytes("GET", ORDERS)
+
+
+async def submitted(server: ProduceServer, count: int) -> None:
+    async with asyncio.timeout(10):
+        while len(server.dispatcher.submissions) < count:
+            await asyncio.sleep(0.002)
+
+
+async def test_pipelined_requests_are_answered_in_order_and_one_at_a_time(server: ProduceServer) -> None:
+    server.dispatcher.gate.clear()
+    async with connected(server.port) as connection:
+        bodies = [b"%d" % n for n in range(5)]
+        await connection.send(b"".join(post(body) for body in bodies) + GET + post(b"{") + post(b'"last"'))
+        await submitted(server, 1)
+        await connection.send(request_bytes("GET", "/nowhere"))
+        server.dispatcher.gate.set()
+        found = [await raw_answer(connection) for _ in range(9)]
+    statuses = [int(answer.split()[1]) for answer in found]
+    assert statuses == [201, 201, 201, 201, 201, 200, 400, 201, 404]
+    stored = [value.rsplit(b":", 1)[1] for value in server.dispatcher.values()]
+    assert stored == [body + b"}" for body in [*bodies, b'"last"']]
+    assert [json.loads(a.partition(b"\r\n\r\n")[2])["offset"] for a in found[:5]] == ["0", "1", "2", "3", "4"]
+
+
+async def test_a_held_request_is_not_stored_before_the_one_before_it_is_answered(server: ProduceServer) -> None:
+    server.dispatcher.gate.clear()
+    async with connected(server.port) as connection:
+        await connection.send(post(b"1") + post(b"2"))
+        await submitted(server, 1)
+        await asyncio.sleep(0.02)
+        assert server.dispatcher.submissions == [1]
+        server.dispatcher.gate.set()
+        await raw_answer(connection)
+        await raw_answer(connection)
+    assert len(server.dispatcher.events()) == 2
+
+
+async def test_after_a_short_way_the_connection_serves_everything(server: ProduceServer) -> None:
+    async with connected(server.port) as connection:
+        for _ in range(3):
+            for _ in range(2):
+                assert (await connection.request("POST", ORDERS, b"1", JSON)).status == 201
+            assert (await connection.request("GET", ORDERS)).status == 200
+            assert (await connection.request("HEAD", ORDERS)).status == 200
+            assert (await connection.request("GET", "/nowhere")).status == 404
+
+
+@pytest.mark.parametrize("cut", [1, 30, 60, -4, -1])
+async def test_a_request_may_come_in_pieces(server: ProduceServer, cut: int) -> None:
+    request = post(b'{"a":1}')
+    async with connected(server.port) as connection:
+        for _ in range(4):
+            await connection.send(request[:cut])
+            await asyncio.sleep(0.005)
+            await connection.send(request[cut:])
+            assert (await raw_answer(connection)).startswith(b"HTTP/1.1 201 ")
+            await connection.send(request)
+            assert (await raw_answer(connection)).startswith(b"HTTP/1.1 201 ")
+    assert len(server.dispatcher.events()) == 8
+
+
+async def test_a_body_that_comes_late_is_the_applications_to_wait_for(server: ProduceServer) -> None:
+    request = post(b'{"a":1}')
+    async with connected(server.port) as connection:
+        for _ in range(3):
+            await connection.send(request)
+            await raw_answer(connection)
+        await connection.send(request[:-3])
+        await asyncio.sleep(0.15)
+        await connection.send(request[-3:] + post(b"2"))
+        assert (await raw_answer(connection)).startswith(b"HTTP/1.1 201 ")
+        assert (await raw_answer(connection)).startswith(b"HTTP/1.1 201 ")
+        await connection.send(request[:-3])
+        answer = await connection.answer()
+        assert (answer.status, answer.problem) == (408, "request-timeout")
+        assert await connection.at_end()
+
+
+async def test_a_body_that_was_cut_stores_nothing(server: ProduceServer) -> None:
+    request = post(b'{"a":1}')
+    async with connected(server.port) as connection:
+        for _ in range(3):
+            await connection.send(request)
+            await raw_answer(connection)
+        await connection.send(request[:-3])
+        connection.writer.write_eof()
+        answer = await connection.answer()
+        assert (answer.status, answer.problem) == (400, "invalid-request")
+        assert await connection.at_end()
+    assert len(server.dispatcher.events()) == 3
+
+
+async def test_a_client_that_ends_its_side_gets_every_answer(server: ProduceServer) -> None:
+    server.dispatcher.gate.clear()
+    async with connected(server.port) as connection:
+        await connection.send(post(b"1") + post(b"2") + post(b"3"))
+        connection.writer.write_eof()
+        await submitted(server, 1)
+        server.dispatcher.gate.set()
+        answers = [await raw_answer(connection) for _ in range(3)]
+        assert await connection.at_end()
+    assert [b"connection: close" in answer for answer in answers] == [False, False, True]
+
+
+async def test_what_a_client_sent_that_went_away_is_stored_and_harms_nobody(server: ProduceServer) -> None:
+    server.dispatcher.gate.clear()
+    async with connected(server.port) as connection:
+        await connection.send(post(b"1"))
+        await submitted(server, 1)
+    async with connected(server.port) as other:
+        await other.send(post(b"2"))
+        await submitted(server, 2)
+        server.dispatcher.gate.set()
+        assert (await raw_answer(other)).startswith(b"HTTP/1.1 201 ")
+    assert server.context.ingested("stored") == 2
+
+
+@pytest.mark.parametrize("way", [0, 1])
+async def test_thousands_of_pipelined_requests_are_answered_in_order(
+    servers: tuple[ProduceServer, ProduceServer], way: int
+) -> None:
+    """More than the server reads at once, and more answers than the socket takes."""
+    server, count = knowing(servers[way].emptied()), 3000
+    async with connected(server.port) as connection:
+        connection.writer.write(b"".join(post(b"%d" % n) for n in range(count)))
+        answers = [await raw_answer(connection) for _ in range(count)]
+    assert {answer[:13] for answer in answers} == {b"HTTP/1.1 201 "}
+    stored = [value.rsplit(b":", 1)[1] for value in server.dispatcher.values()]
+    assert stored == [b"%d}" % n for n in range(count)]
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_server_that_leaves_answers_what_it_took() -> None:
+    async with produce_server() as server:
+        knowing(server).dispatcher.gate.clear()
+        async with connected(server.port) as connection, connected(server.port) as idle:
+            await connection.send(post(b"1") + post(b"2"))
+            await submitted(server, 1)
+            server.stop.set()
+            assert await idle.at_end()
+            server.dispatcher.gate.set()
+            first, second = await raw_answer(connection), await raw_answer(connection)
+            assert (b"connection: close" in first, b"connection: close" in second) == (False, True)
+            assert await connection.at_end()
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_unlike_requests_push_nothing_out_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.shortcut.KEPT", 4)
+    async with produce_server() as server:
+        async with connected(knowing(server).port) as connection:
+            for n in range(60):
+                headers = JSON | {"X-Request-Id": str(n // 3)}
+                assert (await connection.request("POST", ORDERS, b"1", headers)).status == 201
+        assert server.shortcut is not None
+        assert server.shortcut.kept <= 4
+        assert server.shortcut.taken == 60

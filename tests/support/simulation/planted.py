@@ -1,0 +1,103 @@
+"""Bugs that are planted into the product for the length of a test, from outside: no line of the product knows of them.
+
+Each is a mistake that somebody could make there. The suite is worth its name only if it finds every one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import cdrs.judgement
+import cdrs.persist
+import gateway.hub
+import gateway.segments
+import gateway.starts
+import shared.position
+from cdrs.judgement import Kind, Verdict
+from shared.position import Epoch
+from shared.records import FeedBatch, Record
+
+
+@contextmanager
+def checkpoint_before_durable() -> Iterator[None]:
+    """The persister counts a batch as stored before the store has said so."""
+
+    async def persist(self: Any, batches: Sequence[FeedBatch]) -> None:
+        for batch in batches:
+            self._mine[batch.partition] = max(self._mine.get(batch.partition, 0), batch.next)
+        async with self._slots:
+            await self._store.persist(*batches)
+
+    with mock.patch.object(cdrs.persist.Persister, "_persist", persist):
+        yield
+
+
+@contextmanager
+def window_off() -> Iterator[None]:
+    """No record is taken for a duplicate."""
+    plain = cdrs.judgement.Judge.judge
+
+    def judge(self: Any, records: Sequence[Record], *, upto: int) -> list[Verdict]:
+        return [
+            Verdict(Kind.VISIBLE, record.offset, record.append_ms) if verdict.kind is Kind.DUPLICATE else verdict
+            for record, verdict in zip(records, plain(self, records, upto=upto), strict=True)
+        ]
+
+    with mock.patch.object(cdrs.judgement.Judge, "judge", judge):
+        yield
+
+
+@contextmanager
+def base_ignored() -> Iterator[None]:
+    """However old its look-up is, a record is not void."""
+    plain = cdrs.judgement.Judge.judge
+
+    def judge(self: Any, records: Sequence[Record], *, upto: int) -> list[Verdict]:
+        import msgspec  # noqa: PLC0415
+
+        return plain(self, [msgspec.structs.replace(record, base=record.offset) for record in records], upto=upto)
+
+    with mock.patch.object(cdrs.judgement.Judge, "judge", judge):
+        yield
+
+
+@contextmanager
+def cursor_off_by_one() -> Iterator[None]:
+    """A cursor of one partition names the offset behind the next one."""
+
+    def after(epoch: Epoch, partition: int, offset: int) -> str:
+        return shared.position.CursorWriter(epoch, {partition: offset + 2}).text()
+
+    def advance(self: Any, partition: int, next_offset: int) -> None:
+        plain(self, partition, next_offset + 1)
+
+    plain = shared.position.CursorWriter.advance
+    with (
+        mock.patch.object(gateway.hub, "cursor_after", after),
+        mock.patch.object(gateway.segments, "cursor_after", after),
+        mock.patch.object(shared.position.CursorWriter, "advance", advance),
+    ):
+        yield
+
+
+@contextmanager
+def resume_at_latest() -> Iterator[None]:
+    """Whoever comes back with a cursor starts at the live end."""
+
+    async def cursor(self: Any, _text: str) -> gateway.starts.Start:
+        return gateway.starts.Start(await self.latest())
+
+    with mock.patch.object(gateway.starts._Placing, "cursor", cursor):
+        yield
+
+
+BUGS: dict[str, Callable[[], Any]] = {
+    "checkpoint-before-durable": checkpoint_before_durable,
+    "window-off": window_off,
+    "base-ignored": base_ignored,
+    "cursor-off-by-one": cursor_off_by_one,
+    "resume-at-latest": resume_at_latest,
+}
