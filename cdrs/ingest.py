@@ -11,7 +11,7 @@ from cdrs.dedupe import JudgedLane
 from cdrs.judgement import Judge, Verdict
 from cdrs.lane import Answer, BaseLane, Lane, Waiting, size_of
 from cdrs.tail import Tail
-from cdrs.tasks import Wakeup, supervise
+from cdrs.tasks import Supervisor, Wakeup
 from shared.clock import Clock
 from shared.deadlines import Deadlines
 from shared.direct import Appended, DirectLog, HandedOver
@@ -38,8 +38,10 @@ class Ingest:
         *,
         telemetry: Telemetry | None = None,
         strict: bool = False,
+        supervisor: Supervisor | None = None,
     ) -> None:
         """``strict``: refuse events while the store cannot be asked whether they are copies."""
+        self._supervisor = supervisor or Supervisor(clock, telemetry)
         self._log = log
         self._clock = clock
         self._settings = settings
@@ -90,7 +92,7 @@ class Ingest:
             async with asyncio.TaskGroup() as self._tasks:
                 for lane in self._lanes:
                     if isinstance(lane, Lane):
-                        self._tasks.create_task(supervise(f"lane {lane.partition}", lane.run, self._clock))
+                        self._tasks.create_task(self._supervisor.run(f"lane {lane.partition}", lane.run))
                 await asyncio.get_running_loop().create_future()
         finally:
             self._tasks = None

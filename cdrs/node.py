@@ -15,15 +15,16 @@ from cdrs.feed import FeedCursor
 from cdrs.history import HistoryReader
 from cdrs.ingest import Ingest
 from cdrs.persist import Persister
+from cdrs.replicas import replicas_trouble
 from cdrs.retention import Retention
 from cdrs.strain import Strain
-from cdrs.tasks import supervise
+from cdrs.tasks import Supervisor
 from cdrs.watched import WatchedStore
 from shared.clock import Clock
 from shared.direct import HandedOver
 from shared.errors import InvalidRequest, ServerError, StaleEpoch, Unavailable
 from shared.membership import Load
-from shared.offers import ExpiringStore, SuccessorLog
+from shared.offers import ExpiringStore, Replicas, ReplicatedLog, SuccessorLog
 from shared.ports import EventLog, EventStore, ForeignSource, LeaderSource
 from shared.position import Epoch
 from shared.records import HistoryPage, NewEvent, NodeInfo, PageQuery, Record, Settlement, StreamInfo
@@ -70,8 +71,15 @@ class Node:
             log.partitions,
             former=list(log.former) if isinstance(log, SuccessorLog) else [],
         )
+        self._supervisor = Supervisor(clock, telemetry)
         self._ingest = Ingest(
-            log, self._store, settings.node, clock, telemetry=telemetry, strict=settings.dedupe.strict
+            log,
+            self._store,
+            settings.node,
+            clock,
+            telemetry=telemetry,
+            strict=settings.dedupe.strict,
+            supervisor=self._supervisor,
         )
         self._tail = self._ingest.tail
         self._history = HistoryReader(log, self._store, self._tail)
@@ -85,6 +93,7 @@ class Node:
                 clock,
                 window=settings.node.window,
                 preferred=preferred,
+                supervisor=self._supervisor,
             )
             self._ingest.refuses = self._persister.refuses
         self._letters = DeadLetters(
@@ -107,20 +116,21 @@ class Node:
     async def run(self) -> None:
         """Tail the log and store what is handed over, until cancelled."""
         deaf = self._log.on_foreign(self._letters.take) if isinstance(self._log, ForeignSource) else None
+        supervise = self._supervisor.run
         try:
             async with asyncio.TaskGroup() as group:
                 if deaf is not None:
-                    group.create_task(supervise("dead letters", self._letters.run, self._clock))
-                group.create_task(supervise("tail", self._tail.run, self._clock))
-                group.create_task(supervise("measure", self._measure, self._clock))
+                    group.create_task(supervise("dead letters", self._letters.run))
+                group.create_task(supervise("tail", self._tail.run))
+                group.create_task(supervise("measure", self._measure))
                 group.create_task(self._ingest.run())
                 if self._retention is not None:
-                    group.create_task(supervise("retention", self._retention.run, self._clock))
+                    group.create_task(supervise("retention", self._retention.run))
                 if self._persister is not None:
                     group.create_task(self._persister.run())
                 if self._watched is not None:
-                    group.create_task(supervise("log reader", self._history.log_reader.run, self._clock))
-                    group.create_task(supervise("store", self._watched.run, self._clock))
+                    group.create_task(supervise("log reader", self._history.log_reader.run))
+                    group.create_task(supervise("store", self._watched.run))
         finally:
             if deaf is not None:
                 deaf()
@@ -166,6 +176,10 @@ class Node:
         found: dict[str, str] = {}
         if self._watched is not None and self._watched.trouble:
             found["dedupe"] = f"copies are looked for in memory alone: {self._watched.trouble}"
+        if trouble := self._supervisor.trouble:
+            found["tasks"] = trouble
+        if trouble := replicas_trouble(self._replicas):
+            found["replicas"] = trouble
         if self._tail.broken:
             found["partitions"] = "; ".join(self._tail.broken.values())
         strained = [partition for partition in self.strained if partition not in self._tail.broken]
@@ -300,9 +314,15 @@ class Node:
             logger.info("the log answers again")
         self._log_trouble = trouble
 
+    @property
+    def _replicas(self) -> Mapping[int, Replicas]:
+        return self._log.replicas() if isinstance(self._log, ReplicatedLog) else {}
+
     def _export(self, telemetry: Telemetry) -> None:
         telemetry.consumer_lag(self._tail.lag)
         if self._persister is not None:
             telemetry.persist_lag(self._persister.lag)
         if isinstance(self._log, LeaderSource):
             telemetry.partition_leaders(self._log.leaders())
+        if self._replicas:
+            telemetry.in_sync(min(len(each.in_sync) for each in self._replicas.values()))

@@ -10,7 +10,7 @@ from functools import partial
 
 from cdrs.judgement import Judge, Kind
 from cdrs.tail import Tail, origin_of
-from cdrs.tasks import Wakeup, supervise
+from cdrs.tasks import Supervisor, Wakeup
 from shared.clock import Clock
 from shared.errors import Gone, OutcomeUnknown, Unavailable
 from shared.ports import EventLog, EventStore
@@ -149,6 +149,7 @@ class Persister:
         *,
         window: int,
         preferred: Callable[[int], bool] = lambda _: True,
+        supervisor: Supervisor | None = None,
     ) -> None:
         """``preferred`` tells whether this node comes first in the ranking for a partition; it is asked each time."""
         self._log = log
@@ -158,6 +159,7 @@ class Persister:
         self._clock = clock
         self._window = window
         self._preferred = preferred
+        self._supervisor = supervisor or Supervisor(clock)
         self._seen: dict[int, int] = {}
         self._mine: dict[int, int] = {}
         self._turns = {partition: Turn(settings.takeover) for partition in range(log.partitions)}
@@ -188,13 +190,14 @@ class Persister:
     async def run(self) -> None:
         """Persist until cancelled."""
         self._tail.watch(self._wakeup)
+        supervise = self._supervisor.run
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(supervise("persist: checkpoints", self._look, self._clock))
-                group.create_task(supervise("persist", self._flushes, self._clock))
+                group.create_task(supervise("persist: checkpoints", self._look))
+                group.create_task(supervise("persist", self._flushes))
                 for partition in range(self._log.partitions):
                     replays = partial(self._replays, partition)
-                    group.create_task(supervise(f"persist: replay of partition {partition}", replays, self._clock))
+                    group.create_task(supervise(f"persist: replay of partition {partition}", replays))
         finally:
             self._tail.unwatch(self._wakeup)
 

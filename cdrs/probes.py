@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cdrs.node import Node
     from shared.membership import Membership
     from shared.telemetry import Telemetry
+    from shared.vitals import Vitals
 
 PATHS = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
 JSON = "application/json"
@@ -27,7 +28,7 @@ Answer = tuple[int, bytes, str]
 class NodeHealth:
     """The state of one node's surroundings."""
 
-    def __init__(self, clock: Clock, telemetry: Telemetry | None = None) -> None:
+    def __init__(self, clock: Clock, telemetry: Telemetry | None = None, vitals: Vitals | None = None) -> None:
         self.missing: dict[str, str] = {}
         """``log`` or ``store`` → what was tried, while it cannot be reached for the first time."""
         self.node: Node | None = None
@@ -35,6 +36,7 @@ class NodeHealth:
         self.membership: Membership | None = None
         self._checks = Checks(clock)
         self._telemetry = telemetry
+        self._vitals = vitals
         self._started = False
         self._troubled: set[str] = set()
         """What the node once lacked although it served."""
@@ -42,6 +44,8 @@ class NodeHealth:
     def look(self) -> str:
         """Bring the checks up to date; ``ok``, ``degraded`` (it serves, but something is amiss) or ``unavailable``."""
         checks = self._checks
+        if self._vitals is not None:
+            self._vitals.tell(checks)
         if self.membership is not None:
             checks.set("registry", trouble=self.membership.trouble, fine="read")
         for name, detail in self.missing.items():

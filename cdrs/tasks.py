@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from shared.clock import Clock
 from shared.errors import Unavailable
+from shared.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +16,8 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
 HEALTHY_AFTER = 5.0
 """A task that ran so long, in seconds, starts again with the shortest pause."""
+SHOWN_FOR = 10.0
+"""Seconds for which a failure is told to who asks."""
 
 
 class Wakeup:
@@ -52,20 +55,39 @@ def _expire(waiter: asyncio.Future[bool]) -> None:
         waiter.set_result(False)
 
 
-async def supervise(name: str, work: Callable[[], Awaitable[None]], clock: Clock) -> None:
-    """Run ``work`` for ever: whenever it fails or returns, say so and start it again, after a pause that doubles from
-    50 ms to 2 s. Ends by cancellation only."""
-    pause = FIRST_PAUSE
-    while True:
-        started = clock.monotonic()
-        try:
-            await work()
-            logger.warning("%s ended; starting it again in %.2f s", name, pause)
-        except Unavailable as error:
-            logger.warning("%s: %s; trying again in %.2f s", name, error, pause)
-        except Exception:
-            logger.exception("%s failed; starting it again in %.2f s", name, pause)
-        if clock.monotonic() - started > HEALTHY_AFTER:
-            pause = FIRST_PAUSE
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, LONGEST_PAUSE)
+class Supervisor:
+    """Runs the background tasks of a node, again and again, and knows which of them fail."""
+
+    def __init__(self, clock: Clock, telemetry: Telemetry | None = None) -> None:
+        self._clock = clock
+        self._telemetry = telemetry
+        self._failures: dict[str, tuple[float, str]] = {}
+        """Task → when it last failed, and of what."""
+
+    async def run(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run ``work`` for ever: whenever it fails or returns, say so and start it again, after a pause that doubles
+        from 50 ms to 2 s. Ends by cancellation only. What it could not reach is no failure of its own."""
+        pause = FIRST_PAUSE
+        while True:
+            started = self._clock.monotonic()
+            try:
+                await work()
+                logger.warning("%s ended; starting it again in %.2f s", name, pause)
+            except Unavailable as error:
+                logger.warning("%s: %s; trying again in %.2f s", name, error, pause)
+            except Exception as error:
+                logger.exception("%s failed; starting it again in %.2f s", name, pause)
+                self._failures[name] = self._clock.monotonic(), type(error).__name__
+                if self._telemetry is not None:
+                    self._telemetry.task_failed()
+            if self._clock.monotonic() - started > HEALTHY_AFTER:
+                pause = FIRST_PAUSE
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    @property
+    def trouble(self) -> str:
+        """Which tasks have failed of late; empty when none."""
+        since = self._clock.monotonic() - SHOWN_FOR
+        self._failures = {name: found for name, found in self._failures.items() if found[0] > since}
+        return ", ".join(f"{name} failed ({what}) and was started again" for name, (_, what) in self._failures.items())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shared.membership import Membership
     from shared.settings import Settings
     from shared.telemetry import Telemetry
+    from shared.vitals import Vitals
 
 
 SUBSCRIBERS_A_TURN = 8
@@ -53,6 +54,8 @@ class GatewayContext:
     """The process is about to leave: /readyz says so, new subscriptions are sent elsewhere."""
     missing: Mapping[str, str] = field(default_factory=dict[str, str])
     """What this very process needs and has not reached yet: name → what was tried."""
+    vitals: Vitals | None = None
+    """How this very process does."""
     siblings: Siblings | None = None
     """The other gateway processes on this one's port, if there are any."""
     on_drain: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])

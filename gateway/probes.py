@@ -57,6 +57,8 @@ class Health:
         """Bring the checks up to date."""
         await self._ask_log()
         checks, membership = self._checks, self._context.membership
+        if self._context.vitals is not None:
+            self._context.vitals.tell(checks)
         picture = membership.picture
         missing = dict(self._context.missing)
         starting = _alive(picture.members.values(), STARTING)

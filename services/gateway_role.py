@@ -36,6 +36,7 @@ from shared.version import VERSION
 
 if TYPE_CHECKING:
     from services.node_role import NodeRole
+    from shared.vitals import Vitals
 
 DOOR_PATIENCE = 2.0
 """Seconds that clients wait at the door of a gateway which has not reached a node yet. Then they are let in to hear it
@@ -79,6 +80,7 @@ class GatewayRole:
         siblings: Siblings | None = None,
         local: NodeRole | None = None,
         missing: Mapping[str, str] | None = None,
+        vitals: Vitals | None = None,
     ) -> None:
         """``own``: a port that is this process's alone, where ``siblings`` share the listener's. ``local``: the node of
         this very process; all others are reached over HTTP. ``missing``: what that node still waits for, by name;
@@ -107,6 +109,7 @@ class GatewayRole:
             catalog=StreamCatalog(router, clock),
             version=VERSION,
             missing={} if missing is None else missing,
+            vitals=vitals,
             siblings=siblings,
         )
         self._app = create_app(self.context)

@@ -20,10 +20,11 @@ from services.listening import listening, require_loopback, require_url
 from services.process import OnReady
 from services.roles import Background
 from shared.backplane import check_urls, open_ports, open_registry
-from shared.clock import SystemClock
+from shared.clock import Clock, SystemClock
 from shared.settings import Settings
 from shared.telemetry import Telemetry
 from shared.version import VERSION
+from shared.vitals import Vitals
 
 NODE_DRAIN = 2.0
 """Seconds for a node to finish the handoffs it has taken."""
@@ -44,10 +45,17 @@ async def run_all_in_one(settings: Settings, stop: asyncio.Event, on_ready: OnRe
         registry = await stack.enter_async_context(open_registry(settings))
         async with TaskGroup() as group:
             background = Background(group)
-            doorway = Doorway(node_door, NodeHealth(clock, telemetry))
+            vitals = _watching(settings, clock, telemetry, background)
+            doorway = Doorway(node_door, NodeHealth(clock, telemetry, vitals))
             background.start(doorway.serve(), "node-server")
             gateway = GatewayRole(
-                registry, settings, clock, listener=door, telemetry=telemetry, missing=doorway.health.missing
+                registry,
+                settings,
+                clock,
+                listener=door,
+                telemetry=telemetry,
+                missing=doorway.health.missing,
+                vitals=vitals,
             )
             if settings.is_distributed:
                 # It answers, and says what is missing, while the servers are looked for.
@@ -84,11 +92,18 @@ async def run_gateway(
         else:
             door = stack.enter_context(inherited.door())
         registry = await stack.enter_async_context(open_registry(settings))
-        gateway = GatewayRole(
-            registry, settings, clock, listener=door.common, own=door.own, telemetry=telemetry, siblings=siblings
-        )
         async with TaskGroup() as group:
             background = Background(group)
+            gateway = GatewayRole(
+                registry,
+                settings,
+                clock,
+                listener=door.common,
+                own=door.own,
+                telemetry=telemetry,
+                siblings=siblings,
+                vitals=_watching(settings, clock, telemetry, background),
+            )
             await gateway.start(background)
             await _serve_until(stop, gateway.url, gateway.ready, on_ready, group)
             await gateway.drain()
@@ -107,7 +122,8 @@ async def run_node(settings: Settings, stop: asyncio.Event, on_ready: OnReady) -
         door = stack.enter_context(listening(settings.node.host, settings.node.port, flag="--port"))
         async with TaskGroup() as group:
             background = Background(group)
-            doorway = Doorway(door, NodeHealth(clock, telemetry))
+            vitals = _watching(settings, clock, telemetry, background)
+            doorway = Doorway(door, NodeHealth(clock, telemetry, vitals))
             background.start(doorway.serve(), "node-server")
             registry = await stack.enter_async_context(open_registry(settings))
             async with standing_by(registry, settings, clock, doorway):
@@ -121,6 +137,13 @@ async def run_node(settings: Settings, stop: asyncio.Event, on_ready: OnReady) -
                 await _serve_until(stop, node.member.url, _at_once, on_ready, group)
                 await node.drain(NODE_DRAIN)
             background.cancel()
+
+
+def _watching(settings: Settings, clock: Clock, telemetry: Telemetry, background: Background) -> Vitals:
+    vitals = Vitals(clock, folder=None if settings.is_distributed else settings.data)
+    telemetry.before_render(lambda: vitals.export(telemetry))
+    background.start(vitals.run(), "vitals")
+    return vitals
 
 
 async def _true(work: Awaitable[None]) -> bool:

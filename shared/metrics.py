@@ -90,6 +90,23 @@ PARTITION_LEADERS = MetricSpec(
     "Partitions of the log that each Kafka broker leads, as this node last saw it.",
     ("broker",),
 )
+IN_SYNC = MetricSpec(
+    "cdrs_log_in_sync_replicas",
+    "gauge",
+    "The smallest number of in-sync replicas of a partition of the Kafka topic, as this node last saw it.",
+)
+TASK_FAILURES = MetricSpec(
+    "cdrs_task_failures_total",
+    "counter",
+    "Background tasks of this process that failed and were started again; what they waited for and did not get is not "
+    "counted.",
+)
+LOOP_DELAY = MetricSpec(
+    "cdrs_event_loop_delay_seconds",
+    "gauge",
+    "The longest that the event loop of the process came late in the last 15 s.",
+)
+DISK_FREE = MetricSpec("cdrs_disk_free_bytes", "gauge", "Room on the disk of the data folder, where there is one.")
 SSE_CONNECTIONS = MetricSpec("cdrs_sse_connections", "gauge", "Open event streams.")
 SSE_DELIVERIES = MetricSpec(
     "cdrs_sse_deliveries_total", "counter", "Events handed to subscribers' sockets: one event to ten readers is ten."
@@ -160,6 +177,10 @@ METRICS: tuple[MetricSpec, ...] = (
     FOREIGN_RECORDS,
     DEAD_LETTERS,
     PARTITION_LEADERS,
+    IN_SYNC,
+    TASK_FAILURES,
+    LOOP_DELAY,
+    DISK_FREE,
     SSE_CONNECTIONS,
     SSE_DELIVERIES,
     *GZIP,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from shared.records import Expiry, FormerEpoch
 
@@ -33,6 +33,23 @@ class DatedLog(Protocol):
         The stamp is the time at which the log took the record, in ms, and never above the record's append time. While
         the log is the same one, an offset has one stamp, and the first one kept never goes back. Raises `Unavailable`.
         """
+        ...
+
+
+class Replicas(NamedTuple):
+    """Who keeps copies of a partition, by the numbers of the brokers."""
+
+    all: frozenset[int]
+    in_sync: frozenset[int]
+    """Those that have everything; only these can take over."""
+
+
+@runtime_checkable
+class ReplicatedLog(Protocol):
+    """What a log may offer beside `EventLog`: who keeps copies of its partitions."""
+
+    def replicas(self) -> Mapping[int, Replicas]:
+        """Per partition, as last seen, some seconds old at most; empty while it is not known."""
         ...
 
 

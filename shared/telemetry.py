@@ -21,13 +21,16 @@ from shared.metrics import (
     CONSUMER_LAG,
     DEAD_LETTERS,
     DEDUPE_DEGRADED,
+    DISK_FREE,
     EVENT_LATENCY,
     FAILOVER_SECONDS,
     FOREIGN_RECORDS,
     GZIP,
     HISTORY_QUESTIONS,
+    IN_SYNC,
     INGEST_EVENTS,
     INGEST_SECONDS,
+    LOOP_DELAY,
     METRICS,
     PARTITION_LEADERS,
     PERSIST_LAG,
@@ -37,6 +40,7 @@ from shared.metrics import (
     SSE_DELIVERIES,
     SSE_GAPS,
     SSE_RESUMES,
+    TASK_FAILURES,
     MetricSpec,
 )
 
@@ -138,6 +142,13 @@ class Telemetry(Collector):
         self._foreign = made[FOREIGN_RECORDS.name] = _Values(FOREIGN_RECORDS)
         self._letters = made[DEAD_LETTERS.name] = _Values(DEAD_LETTERS)
         self._leaders = made[PARTITION_LEADERS.name] = _Values(PARTITION_LEADERS)
+        self._in_sync = made[IN_SYNC.name] = _Values(IN_SYNC)
+        self._task_failures = made[TASK_FAILURES.name] = _Values(TASK_FAILURES)
+        self._loop_delay = made[LOOP_DELAY.name] = _Values(LOOP_DELAY)
+        self._disk_free = made[DISK_FREE.name] = _Values(DISK_FREE)
+        # Nothing is said of what may not be there at all.
+        self._in_sync.series.clear()
+        self._disk_free.series.clear()
         self._connections = made[SSE_CONNECTIONS.name] = _Values(SSE_CONNECTIONS)
         self._deliveries = made[SSE_DELIVERIES.name] = _Values(SSE_DELIVERIES)
         self._gzip = [_Values(spec) for spec in GZIP]
@@ -196,6 +207,22 @@ class Telemetry(Collector):
         """Broker → partitions it leads. A broker that is gone is told as 0, not forgotten."""
         known = dict.fromkeys(self._leaders.series, 0.0)
         self._leaders.series = known | {(str(broker),): float(n) for broker, n in leaders.items()}
+
+    def in_sync(self, replicas: int) -> None:
+        """So many replicas of the log's worst partition are in sync."""
+        self._in_sync.series[()] = float(replicas)
+
+    def task_failed(self) -> None:
+        """A background task failed and is started again."""
+        self._task_failures.add(1)
+
+    def loop_delay(self, seconds: float) -> None:
+        """The event loop came so late, at worst, of late."""
+        self._loop_delay.series[()] = seconds
+
+    def disk_free(self, size: int) -> None:
+        """Bytes free where the process keeps its data."""
+        self._disk_free.series[()] = float(size)
 
     def connections(self, n: int) -> None:
         """How many event streams are open now."""

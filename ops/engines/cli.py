@@ -112,7 +112,7 @@ def _up(given: argparse.Namespace) -> int:
 
 
 def _down(given: argparse.Namespace) -> int:
-    control.down(given.data, purge=given.purge, cache=given.cache)
+    control.down(given.data, purge=given.purge)
     return 0
 
 
@@ -135,7 +135,7 @@ def _send(given: argparse.Namespace) -> int:
 def _status(given: argparse.Namespace) -> int:
     state = control.need(given.data)
     # Nothing is started here, so where Java is does not matter.
-    programs = Programs(Path(), given.cache / "jars", Path(), find_wine(given.cache, given.data))
+    programs = Programs(Path(), given.cache / "jars", Path(), find_wine(given.cache))
     lacks = {
         name: status.pending(state, control.engine_of(state, name, programs), name) for name in state.engines.engines
     }

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from ops.engines import kafka, keeper, mongo
+from ops.engines import kafka, keeper, mongo, wine
 from ops.engines.config import (
     FIRST_BASE_PORT,
     LAST_BASE_PORT,
@@ -26,8 +26,8 @@ from ops.engines.config import (
 )
 from ops.engines.errors import EngineError
 from ops.engines.hazelcast import Hazelcast
-from ops.engines.install import Programs, find_wine, install
-from ops.engines.processes import Launch, Process, Running, marked, start, stop, tail, wait_all
+from ops.engines.install import Programs, install
+from ops.engines.processes import MARK, Launch, Process, Running, marked, start, stop, tail, wait_all
 from ops.engines.progress import Progress
 from ops.engines.state import FILE, State, load, locked
 
@@ -61,7 +61,7 @@ def up(
     began = time.monotonic()
     with locked(folder / LOCK), Progress() as progress:
         state = _open(folder, name, base_port, engines)
-        programs = install(cache, folder, state.engines.engines, progress)
+        programs = install(cache, state.engines.engines, progress)
         _check_mongod(state, programs)
         ready = time.monotonic()
         for each in state.alive():
@@ -85,25 +85,22 @@ def start_members(folder: Path, names: Sequence[str], *, cache: Path, timeout: f
         for member in members:
             if member.name not in alive:
                 stopped.setdefault(member.engine, []).append(member)
-        _start(state, stopped, install(cache, folder, list(stopped), progress), timeout, progress)
+        _start(state, stopped, install(cache, list(stopped), progress), timeout, progress)
 
 
-def down(folder: Path, *, purge: bool, cache: Path) -> None:
+def down(folder: Path, *, purge: bool) -> None:
     """End every process of the set: with ``purge`` at once, and remove its folder; else in good order."""
     if not (folder / FILE).exists() and not (folder / LOCK).exists():
         # Its folder may have been removed under processes that still run.
-        left = marked(folder)
+        left = marked(MARK, folder)
         stop(left, 0.0)
         print(f"there is no set in {folder}; {len(left)} processes of one were ended", file=sys.stderr)
         return
     with locked(folder / LOCK):
         state = load(folder)
         stop([each.process for each in state.alive()] if state else [], 0.0 if purge else _GRACE)
-        prefix = find_wine(cache, folder)
-        if prefix is not None and prefix.prefix.is_dir():
-            prefix.end()
         # Whatever else was started for the set: wine's services, or members that a killed `up` could not write down.
-        stop(marked(folder), 0.0)
+        stop(marked(MARK, folder), 0.0)
         if state is not None:
             state.running.clear()
             state.save()
@@ -136,16 +133,17 @@ def send(folder: Path, names: Sequence[str], number: signal.Signals) -> list[str
 def keep(folder: Path, *, cache: Path) -> None:
     """Be the keeper of a set, until it is gone."""
 
-    def replace_hung(hung: list[Running]) -> None:
+    def replace(lost: list[Running]) -> list[Running]:
         with locked(folder / LOCK), Progress() as progress:
             state = need(folder)
             # Whoever held the set until now may have ended, paused or replaced them.
-            still = [each for each in state.awake("mongo") if each in hung and keeper.is_mute(each)]
+            still = [each for each in lost if each in state.running.values() and keeper.is_lost(each)]
             if still:
-                engine = engine_of(state, "mongo", install(cache, folder, ["mongo"], progress))
+                engine = engine_of(state, "mongo", install(cache, ["mongo"], progress))
                 _replace(state, engine, still, threading.Lock())
+            return still
 
-    keeper.keep(folder, replace_hung)
+    keeper.keep(folder, replace)
 
 
 def need(folder: Path) -> State:
@@ -279,8 +277,10 @@ def _launch(state: State, engine: Engine, member: Member, saving: threading.Lock
 
 def _replace(state: State, engine: Engine, hung: Sequence[Running], saving: threading.Lock) -> None:
     """SIGKILL, and a new process on the same folder."""
-    stop([each.process for each in hung], 0.0)
     members = [each.member for each in hung]
+    for member in members:
+        # Its wine server as well, which may be what hangs, and holds its port.
+        stop(marked(wine.PREFIX, mongo.prefix(member)), 0.0)
     _await_ports(state, members)
     for member in members:
         _launch(state, engine, member, saving)
@@ -332,7 +332,7 @@ def _await_pause(processes: Sequence[Process], *, paused: bool) -> None:
 
 def _purge(folder: Path) -> None:
     # By name and not the whole tree: --data may point at a folder that holds something else too.
-    for pattern in ("kafka-?", "hazelcast-?", "mongo-?", "wine", "wine.new"):
+    for pattern in ("kafka-?", "hazelcast-?", "mongo-?"):
         for each in folder.glob(pattern):
             shutil.rmtree(each)
     for name in (FILE, FILE + ".new", LOCK, keeper.LOCK, keeper.LOG):

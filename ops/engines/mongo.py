@@ -16,6 +16,11 @@ from ops.engines.processes import Launch, Running
 _ALREADY_INITIALIZED = 23
 
 
+def prefix(member: Member) -> Path:
+    """The wine prefix of a node."""
+    return member.folder / "wine"
+
+
 def options(engines: EngineSet, member: Member, *, dbpath: str) -> tuple[str, ...]:
     """The node's command line after the program."""
     return (
@@ -49,11 +54,11 @@ class Mongo:
     """None: ``mongod`` is a program of this system."""
 
     def prepare(self, members: Sequence[Member]) -> None:
-        """Data folders, and the wine prefix of this set."""
+        """Data folders and wine prefixes."""
         for member in members:
             (member.folder / "data").mkdir(exist_ok=True)
-        if self.wine is not None:
-            self.wine.prepare()
+            if self.wine is not None:
+                self.wine.prepare(prefix(member))
 
     def launch(self, member: Member) -> Launch:
         """The node's command."""
@@ -61,7 +66,7 @@ class Mongo:
         if self.wine is None:
             return Launch((self.mongod, *options(self.engines, member, dbpath=str(data))))
         words = options(self.engines, member, dbpath=wine.windows_path(data))
-        return Launch((self.wine.program, self.mongod, *words), self.wine.environment())
+        return Launch((self.wine.program, self.mongod, *words), self.wine.environment(prefix(member)))
 
     def pending(self, running: Sequence[Running]) -> str:
         """What is not ready yet; empty when there is a primary, every other running node follows it, and a majority has

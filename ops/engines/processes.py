@@ -140,9 +140,10 @@ def wait_all(processes: Sequence[Process], timeout: float) -> list[Process]:
     return [process for process in processes if not process.wait(deadline - time.monotonic())]
 
 
-def marked(mark: Path) -> list[Process]:
-    """Every process of this user that was started for this set, directly or not."""
-    wanted = f"{MARK}={mark}".encode()
+def marked(variable: str, folder: Path) -> list[Process]:
+    """Every process of this user that has this folder in that environment variable: what was started with it, directly
+    or not."""
+    wanted = f"{variable}={folder}".encode()
     found: list[Process] = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():

@@ -17,21 +17,24 @@ _BOOT_TIMEOUT = 120.0
 _SERVER_TIMEOUT = 10.0
 _DRIVE_C = "drive_c"
 
+PREFIX = "WINEPREFIX"
+"""Environment variable of everything that runs in a prefix, its server included."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wine:
-    """Wine with a prefix (its registry and drive C) of one set's own: what runs in it is ended together."""
+    """Wine. A program runs in a prefix (registry and drive C), and all that run in one share a server process, which
+    holds their sockets: so each member has a prefix of its own, and one that hangs takes no other with it."""
 
     program: Path
     server: Path
-    prefix: Path
     template: Path
     """A prefix made once per cache, which takes ten seconds."""
 
-    def environment(self, prefix: Path | None = None) -> Mapping[str, str]:
+    def environment(self, prefix: Path) -> Mapping[str, str]:
         """Variables for whatever runs in the prefix."""
         return {
-            "WINEPREFIX": str(prefix or self.prefix),
+            PREFIX: str(prefix),
             "WINEARCH": "win64",
             "WINEDEBUG": "-all",
             "WINELOADER": str(self.program),
@@ -66,17 +69,17 @@ class Wine:
             self.end(new)
         new.rename(self.template)
 
-    def prepare(self) -> None:
-        """The prefix of this set: its own registry, and so its own server; drive C, 700 MB of libraries that are only
-        read, is the template's."""
-        if not self.prefix.is_dir():
-            new = self.prefix.with_name(self.prefix.name + ".new")
+    def prepare(self, prefix: Path) -> None:
+        """Make a prefix: its own registry, and so its own server; drive C, 700 MB of libraries that are only read, is
+        the template's."""
+        if not prefix.is_dir():
+            new = prefix.with_name(prefix.name + ".new")
             shutil.rmtree(new, ignore_errors=True)
             shutil.copytree(self.template, new, symlinks=True, ignore=shutil.ignore_patterns(_DRIVE_C))
             (new / _DRIVE_C).symlink_to(self.template / _DRIVE_C)
-            new.rename(self.prefix)
+            new.rename(prefix)
 
-    def end(self, prefix: Path | None = None) -> None:
+    def end(self, prefix: Path) -> None:
         """End everything that runs in the prefix; harmless when nothing does."""
         environment = {**os.environ, **self.environment(prefix)}
         for option in ("-k", "-w"):
@@ -92,10 +95,10 @@ class Wine:
                 return  # what is left is found by its mark
 
 
-def find(prefix: Path, template: Path) -> Wine | None:
+def find(template: Path) -> Wine | None:
     """Wine on this system; None when it is not installed."""
     program, server = _first(_PROGRAMS), _first(_SERVERS)
-    return Wine(program, server, prefix, template) if program and server else None
+    return Wine(program, server, template) if program and server else None
 
 
 def windows_path(path: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ops.engines.mongo_wire import command as mongo
-from ops.engines.processes import marked
+from ops.engines.processes import MARK, marked
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "engines"
@@ -57,7 +57,7 @@ def engines(tmp_path: Path) -> Iterator[Engines]:
     found = Engines(tmp_path / "set")
     yield found
     found("down", "--purge")
-    assert marked(found.folder) == []
+    assert marked(MARK, found.folder) == []
 
 
 def wait_for(condition: Any, seconds: float = 30.0) -> None:
@@ -132,7 +132,7 @@ def test_a_set_through_its_life(engines: Engines) -> None:
 
     # All of it stops, nothing is left running, and the data is there at the next start.
     engines("down")
-    assert marked(engines.folder) == []
+    assert marked(MARK, engines.folder) == []
     assert {member["state"] for member in engines.members(status=3).values()} == {"down"}
     engines("up")
     found = mongo(primary(engines.members()), {"count": "kept", "$db": "test"})
@@ -141,7 +141,7 @@ def test_a_set_through_its_life(engines: Engines) -> None:
     assert read.split() == ["one", "two"]
 
     engines("down", "--purge")
-    assert marked(engines.folder) == []
+    assert marked(MARK, engines.folder) == []
     assert not engines.folder.exists()
 
 
@@ -177,7 +177,7 @@ def test_two_sets_side_by_side(tmp_path: Path) -> None:
             assert bystander.poll() is None
             bystander.kill()
         # The member that was written down wrongly is gone all the same.
-        assert marked(one.folder) == []
+        assert marked(MARK, one.folder) == []
         assert two.status()["ready"]
         assert "--purge" in two("up", "--base-port", "20000", status=1)
     finally:

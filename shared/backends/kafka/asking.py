@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from shared.backends.kafka.client import CLIENT_ERRORS, Connection, ConsumerClient, describe
 from shared.errors import Unavailable
+from shared.offers import Replicas
 
 T = TypeVar("T")
 
@@ -52,6 +53,10 @@ class Inquirer:
     def leaders(self) -> dict[int, int]:
         """Broker → how many partitions it leads; empty before the first question was answered."""
         return {} if self._client is None else self._client.leaders()
+
+    def replicas(self) -> dict[int, Replicas]:
+        """`KafkaLog.replicas`."""
+        return {} if self._client is None else self._client.replicas()
 
     async def close(self) -> None:
         """Close the connections."""

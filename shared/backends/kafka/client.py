@@ -29,6 +29,7 @@ from aiokafka.protocol.fetch import FetchRequest
 
 from shared.backends.kafka.address import KafkaAddress
 from shared.backends.kafka.codec import Outgoing, RawRecord
+from shared.offers import Replicas
 from shared.settings import KafkaSettings
 
 BATCH_BYTES: Final = 1024 * 1024
@@ -296,6 +297,15 @@ class ConsumerClient:
             if leader is not None and leader >= 0:
                 counts[leader] += 1
         return dict(counts)
+
+    def replicas(self) -> dict[int, Replicas]:
+        """Per partition who keeps copies, as of the same look."""
+        known = self._consumer._client.cluster._partitions.get(self._connection.topic, {})
+        return {int(partition): _replicas(each) for partition, each in known.items()}
+
+
+def _replicas(known: Any) -> Replicas:
+    return Replicas(frozenset(map(int, known.replicas)), frozenset(map(int, known.isr)))
 
 
 def can_unpack() -> bool:

@@ -20,6 +20,7 @@ from shared.backends.kafka.topics import EpochTopic, open_topic
 from shared.backends.kafka.writing import NOT_SENT, PartitionWriter
 from shared.clock import Clock
 from shared.errors import StartError
+from shared.offers import Replicas
 from shared.position import Epoch
 from shared.records import Duplicate, ForeignRecord, NewEvent
 from shared.settings import KafkaSettings, LogSettings
@@ -127,6 +128,10 @@ class KafkaLog:
         """Broker → how many partitions it leads, those that lead none included. As the client last saw the cluster,
         about 2 s ago at most; empty before `ends` or `starts` was first answered."""
         return self._inquirer.leaders()
+
+    def replicas(self) -> dict[int, Replicas]:
+        """See `ReplicatedLog.replicas`."""
+        return self._inquirer.replicas()
 
     async def close(self) -> None:
         """Close what reads. Tails that nobody closed are closed."""

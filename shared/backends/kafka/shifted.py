@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from shared.backends.kafka.log import KafkaLog
 from shared.errors import Gone
+from shared.offers import Replicas
 from shared.ports import LogTail
 from shared.position import Epoch
 from shared.records import Duplicate, ForeignRecord, FormerEpoch, LogBatch, NewEvent, Record
@@ -79,6 +80,10 @@ class ShiftedLog:
     def leaders(self) -> Mapping[int, int]:
         """See `LeaderSource.leaders`."""
         return self._log.leaders()
+
+    def replicas(self) -> Mapping[int, Replicas]:
+        """See `ReplicatedLog.replicas`."""
+        return self._log.replicas()
 
 
 class _ShiftedTail:

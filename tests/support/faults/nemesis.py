@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
-from cdrs_process import request
+from cdrs_process import request, wait_until
 from faults.history import Actor, sha_of
 from faults.load import SOURCE
 from faults.proxy import FaultProxy
@@ -150,6 +151,15 @@ def _full_disk(scene: Scene) -> None:
         ballast.unlink()
 
 
+def _out_of_memory(scene: Scene) -> None:
+    """The kernel ends a node that wants more memory than there is left for it."""
+    name = scene.node()
+    pid = scene.system.pid(name)
+    with scene.system.no_more_memory(pid):
+        scene.begin(name)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), 30, "the kernel to end the node")
+
+
 def _jump_clock(scene: Scene) -> None:
     """An hour ahead or back for some seconds, and then right again: a jump in each direction."""
     ahead = scene.random.choice((3600, -3600))
@@ -267,6 +277,7 @@ FAULTS: dict[str, Fault] = {
     "F37": Fault("subscriber that reads one byte a second", _frozen_subscriber),
     "F38": Fault("packets of clients vanish for 3 s", _lost_packets),
     "F39": Fault("gateway SIGKILL with 200 more streams", _crowd),
+    "F42": Fault("node ended by the kernel, out of memory", _out_of_memory),
     "F45": Fault("client connections reset in the middle of a write", _cut_connections),
 }
 """F4 (bodies cut half-way, or answers never read) is part of the load and runs all the time."""

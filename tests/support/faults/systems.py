@@ -13,7 +13,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -127,6 +127,25 @@ class System:
                 file.write(b"x")
         return ballast
 
+    @contextlib.contextmanager
+    def no_more_memory(self, pid: int) -> Iterator[None]:
+        """What the process has it may keep; whatever more it wants, the kernel refuses, and ends it."""
+        groups = Path("/sys/fs/cgroup/memory")
+        limit = "memory.limit_in_bytes"
+        if not groups.is_dir():
+            groups, limit = groups.parent, "memory.max"
+        group = groups / f"cdrs-faults-{secrets.token_hex(4)}"
+        try:
+            group.mkdir()
+            (group / limit).write_text("65536")
+            (group / "cgroup.procs").write_text(str(pid))
+        except OSError as error:
+            raise CannotRun(f"too little memory needs the right to make a memory cgroup ({error})") from error
+        try:
+            yield
+        finally:
+            wait_until(lambda: _removed(group), 10, "the cgroup to be empty")
+
     def engines(self, *words: str) -> str:
         raise CannotRun("the embedded profile has no engines")
 
@@ -167,6 +186,14 @@ class Distributed(System):
         if done.returncode not in (0, 3):
             raise CannotRun(f"scripts/engines {' '.join(words)}: {done.stderr.strip()[-300:]}")
         return done.stdout.strip()
+
+
+def _removed(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _build_clock(folder: Path) -> Path | None:
