@@ -27,6 +27,7 @@ from gateway.streams import StreamCatalog
 from services.listening import url_of
 from services.roles import READY_TIMEOUT, Background, member_of, new_incarnation
 from shared.clock import Clock
+from shared.detector import NodeState
 from shared.errors import CdrsError, StaleEpoch, StartError
 from shared.membership import Load, Membership
 from shared.ports import Member, NodeLink, NodeRegistry
@@ -94,7 +95,12 @@ class GatewayRole:
         self._listeners = [each for each in (listener, own) if each is not None]
         self._local = local
         self._hub = Hub(settings.sse, clock, telemetry)
-        membership = Membership(registry, settings, clock, self.member, self._load)
+
+        def detected(state: NodeState, seconds: float) -> None:
+            if state in {NodeState.SUSPECT, NodeState.DEAD}:
+                telemetry.detected(state.value, seconds)
+
+        membership = Membership(registry, settings, clock, self.member, self._load, on_change=detected)
         router = Router(membership, settings, clock, self._connect)
         self.context = GatewayContext(
             settings=settings,

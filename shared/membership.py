@@ -91,10 +91,13 @@ class Membership:
         load: Callable[[], Load],
         *,
         watches: bool = True,
+        on_change: Callable[[NodeState, float], None] | None = None,
     ) -> None:
         """``watches`` False: join, beat and stay in the set, but leave it to another membership of this process to
-        look at the others. The picture then shows nobody else."""
+        look at the others. The picture then shows nobody else. ``on_change``: told of each new state of another
+        process, and how many seconds before it was last heard."""
         self.me = me
+        self._on_change = on_change
         self._watches = watches
         self.draining = False
         """Set it to tell the others, with the next beat, that this process is about to leave."""
@@ -327,6 +330,15 @@ class Membership:
         for key, state in states.items():
             if before.get(key) is not state:
                 self._tell(Change(_kind(before.get(key), state), key))
+                if key != self.me.key:
+                    self._note(key, before.get(key), state)
+
+    def _note(self, key: str, before: NodeState | None, state: NodeState) -> None:
+        silent = max(self._clock.monotonic() - self._detector.seen(key), 0.0)
+        was = before.value if before is not None else "unknown"
+        logger.info("%s is %s, was %s; last heard %d ms ago", key, state.value, was, round(silent * 1000))
+        if self._on_change is not None:
+            self._on_change(state, silent)
 
     def _tell(self, change: Change, *, is_load: bool = False) -> None:
         for subscription in self._subscriptions:

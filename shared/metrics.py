@@ -157,6 +157,15 @@ EVENT_LATENCY = MetricSpec(
 REGISTRY_NODES = MetricSpec(
     "cdrs_registry_nodes", "gauge", "Processes in the registry as this process sees them.", ("role", "state")
 )
+DETECTION_SECONDS = MetricSpec(
+    "cdrs_detection_duration_seconds",
+    "histogram",
+    "Time from the last sign of life of another process to the moment when this one took it for suspect or dead. A "
+    "link that breaks makes a suspect at once.",
+    ("state",),
+    _values("suspect", "dead"),
+    SLOW_SECONDS,
+)
 FAILOVER_SECONDS = MetricSpec(
     "cdrs_failover_duration_seconds",
     "histogram",
@@ -190,6 +199,7 @@ METRICS: tuple[MetricSpec, ...] = (
     SSE_GAPS,
     EVENT_LATENCY,
     REGISTRY_NODES,
+    DETECTION_SECONDS,
     FAILOVER_SECONDS,
     BUILD_INFO,
 )

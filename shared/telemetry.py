@@ -21,6 +21,7 @@ from shared.metrics import (
     CONSUMER_LAG,
     DEAD_LETTERS,
     DEDUPE_DEGRADED,
+    DETECTION_SECONDS,
     DISK_FREE,
     EVENT_LATENCY,
     FAILOVER_SECONDS,
@@ -159,6 +160,7 @@ class Telemetry(Collector):
         self._gaps = made[SSE_GAPS.name] = _Values(SSE_GAPS)
         self._latency = made[EVENT_LATENCY.name] = _Histogram(EVENT_LATENCY)
         self._nodes = made[REGISTRY_NODES.name] = _Values(REGISTRY_NODES)
+        self._detection = made[DETECTION_SECONDS.name] = _Histogram(DETECTION_SECONDS)
         self._failover = made[FAILOVER_SECONDS.name] = _Histogram(FAILOVER_SECONDS)
         build = made[BUILD_INFO.name] = _Values(BUILD_INFO)
         build.series[(version,)] = 1.0
@@ -264,6 +266,10 @@ class Telemetry(Collector):
     def registry_nodes(self, counts: Mapping[tuple[str, str], int]) -> None:
         """(role, state) → how many; replaces what was said before. A pair that is gone is told as 0, not forgotten."""
         self._nodes.series = dict.fromkeys(self._nodes.series, 0.0) | {pair: float(n) for pair, n in counts.items()}
+
+    def detected(self, state: str, seconds: float) -> None:
+        """Another process was taken for ``suspect`` or ``dead``, so long after it was last heard."""
+        self._detection.observe(seconds, 1, state)
 
     def failover_took(self, cause: str, seconds: float) -> None:
         """A partition is served again."""

@@ -1,7 +1,7 @@
-"""What any process needs of its machine, looked at all the time: turns of its event loop, descriptors, room on its disk.
+"""What any process needs of its machine, looked at all the time: turns of its loop, descriptors, room on its disk.
 
-Behind ``/readyz?verbose`` of every role. What is amiss here does not take a process out of service: it degrades, and says
-so before it fails.
+Behind ``/readyz?verbose`` of every role. What is amiss here does not take a process out of service: it degrades, and
+says so before it fails.
 """
 
 from __future__ import annotations

@@ -33,8 +33,14 @@ class Process:
 
     def __init__(self, registry: NodeRegistry, name: str, *, incarnation: str = "1") -> None:
         self.load = Load(in_flight=1, connections=2)
+        self.told: list[tuple[NodeState, float]] = []
         self.membership = Membership(
-            registry, fast(), SystemClock(), member(name, incarnation=incarnation), lambda: self.load
+            registry,
+            fast(),
+            SystemClock(),
+            member(name, incarnation=incarnation),
+            lambda: self.load,
+            on_change=lambda state, silent: self.told.append((state, silent)),
         )
         self.changes = self.membership.subscribe(loads=False)
         self.task: asyncio.Task[None] | None = None
@@ -147,6 +153,10 @@ async def test_a_killed_process_is_suspect_then_dead_then_reaped(any_registry: N
 
         await asyncio.wait_for(reaped(), 30)
         assert [change.kind for change in seen if change.key == "c/1"] == ["suspect", "dead", "leave"]
+        silent = {state: seconds for state, seconds in a.told if state in {NodeState.SUSPECT, NodeState.DEAD}}
+        assert set(silent) == {NodeState.SUSPECT, NodeState.DEAD}
+        assert 2 * BEAT <= silent[NodeState.SUSPECT] < silent[NodeState.DEAD]
+        assert silent[NodeState.DEAD] >= DEAD_AFTER - BEAT
         assert a.sees(a="live", b="live")
         await eventually(lambda: b.sees(a="live", b="live"))
         assert await keys(any_registry) == {"a/1", "b/1"}
@@ -166,6 +176,7 @@ async def test_a_process_that_stops_in_good_order_leaves_at_once(any_registry: N
 
 async def test_leaving_is_bounded_when_the_registry_hangs(registry: ModelRegistry) -> None:
     async with running(registry, "a") as (a,):
+
         async def hang(of: Member) -> None:
             await asyncio.sleep(3600)
 

@@ -39,6 +39,7 @@ DESIGNED = {
     "cdrs_sse_gaps_total",
     "cdrs_event_latency_seconds",
     "cdrs_registry_nodes",
+    "cdrs_detection_duration_seconds",
     "cdrs_failover_duration_seconds",
     "cdrs_build_info",
 }

@@ -66,7 +66,7 @@ async def test_a_real_loop_that_is_blocked_is_seen() -> None:
     vitals = Vitals(SystemClock())
     looking = asyncio.create_task(vitals.run())
     await asyncio.sleep(0)
-    time.sleep(0.6)  # noqa: ASYNC251
+    time.sleep(0.6)
     async with asyncio.timeout(5):
         while vitals.delay < 0.3:
             await asyncio.sleep(0.01)
