@@ -15,9 +15,11 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from ops.engines.progress import Progress
 from ops.engines.state import locked
 
 _PINS = Path(__file__).with_name("pins.json")
+_ROOT = Path(__file__).parents[2]
 _MIN_JAVA = 17
 _TIMEOUT = 900.0
 _ATTEMPTS = 3
@@ -65,6 +68,7 @@ def install(cache: Path, engines: Sequence[str], progress: Progress) -> Programs
         native = shutil.which("mongod")
         if "mongo" in engines and not native:
             jobs.append(lambda: _install_mongod(cache, progress))
+            jobs.append(lambda: _install_runtime(cache, progress))
             jobs.append(lambda: _install_wine(cache, progress))
         with ThreadPoolExecutor(max_workers=3, thread_name_prefix="install") as pool:
             try:
@@ -190,6 +194,46 @@ def _install_mongod(cache: Path, progress: Progress) -> None:
         raise EngineError(f"{pinned['member']} is not the file that is pinned in {_PINS.name}")
     new.rename(target)
     shutil.rmtree(work)
+
+
+def _install_runtime(cache: Path, progress: Progress) -> None:
+    """The C++ runtime that mongod was built for, beside it. With wine's own in its place mongod corrupts its heap where
+    it copies exceptions: after some 60,000 commands that it answered with errors it ended, or hung while it ended."""
+    pinned = pins()["runtime"]
+    libraries: dict[str, str] = pinned["libraries"]
+    if all((cache / name).is_file() and sha256(cache / name) == wanted for name, wanted in libraries.items()):
+        return
+    work = cache / "runtime"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    argv: list[str | Path] = [*_pip(), "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    argv += ["--only-binary", ":all:", "--platform", "win_amd64", "--python-version", "3.11", "--dest", work]
+    with progress.task("mongod's C++ runtime by pip", lambda: f"{_mebibytes(work)} MiB"):
+        _run([*argv, pinned["package"]], cache / "pip.log", work, progress)
+    (wheel,) = work.glob("*.whl")
+    if sha256(wheel) != pinned["sha256"]:
+        raise EngineError(f"{pinned['package']} is not the package that is pinned in {_PINS.name}")
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            library = name.rpartition("/")[2]
+            if library in libraries:
+                (work / library).write_bytes(archive.read(name))
+    for library, wanted in libraries.items():
+        if sha256(work / library) != wanted:
+            raise EngineError(f"{library} is not the file that is pinned in {_PINS.name}")
+        (work / library).replace(cache / library)
+    shutil.rmtree(work)
+
+
+def _pip() -> list[str | Path]:
+    for python in (sys.executable, _ROOT / ".venv" / "bin" / "python"):
+        found = subprocess.run([python, "-m", "pip", "--version"], capture_output=True, timeout=60, check=False)
+        if found.returncode == 0:
+            return [python, "-m", "pip"]
+    raise EngineError(
+        "there is no mongod here, and the packaged one needs a library that comes by pip. On Debian and Ubuntu: "
+        "apt-get install python3-pip"
+    )
 
 
 def _install_wine(cache: Path, progress: Progress) -> None:

@@ -1,5 +1,4 @@
-"""A keeper for mongods under wine, which on a busy machine hang once in a while (they run, accept, and never answer) or
-end by themselves.
+"""A keeper for mongods under wine, which may hang (they run, accept, and never answer) or end by themselves.
 
 What a health check with a restart does elsewhere. A native mongod has no keeper: there, silence would be worth knowing.
 """

@@ -39,8 +39,9 @@ class Wine:
             "WINEDEBUG": "-all",
             "WINELOADER": str(self.program),
             "WINESERVER": str(self.server),
-            # Neither .NET nor a browser is wanted, and without a display nobody could be asked.
-            "WINEDLLOVERRIDES": "mscoree,mshtml=",
+            # Neither .NET nor a browser is wanted, and without a display nobody could be asked. The C++ runtime is the
+            # one beside the program (`install`).
+            "WINEDLLOVERRIDES": "mscoree,mshtml=;msvcp140,vcruntime140,vcruntime140_1=n",
             "DISPLAY": "",
         }
 

@@ -153,8 +153,9 @@ def test_only_pinned_files_count_as_installed(tmp_path: Path) -> None:
 
 
 def test_pins_are_exact() -> None:
-    maven = pins()["maven"]
-    assert all(len(each) == 64 for each in [*maven["jars"].values(), pins()["mongod"]["sha256"]])
+    maven, runtime = pins()["maven"], pins()["runtime"]
+    hashes = [pins()["mongod"]["sha256"], runtime["sha256"], *maven["jars"].values(), *runtime["libraries"].values()]
+    assert all(len(each) == 64 for each in hashes)
     text = project(maven["dependencies"], maven["alone"])
     assert "<version>4.3.1</version>" in text
     assert text.count("<exclusion>") == 1
