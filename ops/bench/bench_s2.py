@@ -59,7 +59,7 @@ def run(runs: int) -> Result:
 
 def others(cpu: dict[tuple[int, str], list[float]], size: int) -> str:
     """The medians that ours are compared with."""
-    known = [name for name in ("F", "nchan", "B0") if (size, name) in cpu]
+    known = [name for name in ("F", "nchan", "centrifugo", "mercure", "B0") if (size, name) in cpu]
     return ", ".join(f"{name} {statistics.median(cpu[size, name]):.2f} us" for name in known)
 
 

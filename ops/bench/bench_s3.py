@@ -50,7 +50,7 @@ def run(runs: int) -> Result:
         rows,
         f"{text.get(('cdrs', 'NDJSON'), 'none')} by NDJSON, {text.get(('cdrs', 'one a POST'), 'none')} by single POSTs",
         f"F {text.get(('F', 'NDJSON'), 'none')}; by single POSTs B0 {text.get(('B0', 'one a POST'), 'none')}"
-        + (f", nchan {text[('nchan', 'one a POST')]}" if ("nchan", "one a POST") in text else ""),
+        + "".join(f", {name} {text[name, 'one a POST']}" for name in peers() if (name, "one a POST") in text),
         ">= 1.2 M/s with p99 <= 50 ms by NDJSON; single POSTs >= nchan",
         [f"{SUBSCRIBERS} subscribers, {SECONDS} s a step, steps x {GROWTH:g}, open loop: late publishing is latency",
          "server, loader: shares of their cores; every event is stored with fsync first"],

@@ -7,7 +7,7 @@ from typing import Any
 
 TOLERANCE = 1.15
 """A ratio that is worse by more than this is a regression. Two runs of one commit differ by up to a tenth."""
-BASELINES = ("F", "plain", "B0", "nchan")
+BASELINES = ("F", "plain", "B0", "nchan", "centrifugo", "mercure")
 """In this order, the first one that was measured."""
 
 Figures = Mapping[str, Mapping[str, float]]

@@ -6,7 +6,9 @@ threads of the server's processes; it contains the publishing requests. Frames o
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
 import json
 import os
 import resource
@@ -20,6 +22,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from cdrs_process import children, environment, free_port, pinned, wait_until
 from machine import HERE, LOADER_CPUS, SERVER_CPUS, baseline_server, folder, our_server, rss_kib, thread_seconds
@@ -42,6 +45,10 @@ class Server:
     """What a subscriber has seen once it is subscribed."""
     batch: str = ""
     """Where it takes NDJSON, if it does."""
+    headers: str = "Content-Type: application/json\r\n"
+    """Fields of a POST of one event."""
+    around: tuple[str, str] = ("", "")
+    """What such a POST has before and behind the event itself."""
 
     def cpu(self) -> float:
         """Seconds used so far by all its threads."""
@@ -108,8 +115,13 @@ def naive() -> Iterator[Server]:
 
 
 def peers() -> dict[str, Opener]:
-    """Other products, where they were asked for (``--peers``) and can be had."""
-    return {"nchan": nchan} if "CDRS_BENCH_PEERS" in os.environ and find_nchan() is not None else {}
+    """Other products, where they were asked for (``--peers``) and can be had: nchan of the distribution's packages,
+    Centrifugo and Mercure where they are on PATH."""
+    if "CDRS_BENCH_PEERS" not in os.environ:
+        return {}
+    found: dict[str, Opener] = {"nchan": nchan} if find_nchan() is not None else {}
+    found |= {name: opener for name, opener in (("centrifugo", centrifugo), ("mercure", mercure)) if shutil.which(name)}
+    return found
 
 
 def find_nchan() -> tuple[str, str] | None:
@@ -165,8 +177,85 @@ http {{
 
 
 @contextmanager
+def centrifugo() -> Iterator[Server]:
+    """Centrifugo: memory engine, unidirectional SSE, no history, logs and metrics off."""
+    port = free_port()
+    settings = {
+        "http_server": {"address": "127.0.0.1", "port": str(port)},
+        "log": {"level": "none"},
+        "engine": {"type": "memory"},
+        "http_api": {"insecure": True},
+        "uni_sse": {"enabled": True},
+        "client": {
+            "allow_anonymous_connect_without_token": True,
+            "allowed_origins": ["*"],
+            "ping_interval": "15s",
+        },
+        "channel": {
+            "without_namespace": {"allow_subscribe_for_client": True, "allow_subscribe_for_anonymous": True},
+        },
+    }
+    with folder() as path:
+        config = path / "centrifugo.json"
+        config.write_text(json.dumps(settings))
+        with _running(["centrifugo", "--config", str(config)]) as process:
+            wait_until(lambda: _listens(port), 20, "Centrifugo")
+            asked = quote(json.dumps({"subs": {"c": {}}}))
+            yield Server(
+                "centrifugo", port, (process.pid,), f"/connection/uni_sse?cf_connect={asked}", "/api/publish",
+                '"subs"', around=('{"channel":"c","data":', "}"),
+            )  # fmt: skip
+
+
+MERCURE_KEY = "a key of thirty-two bytes or more, for a benchmark"
+
+
+@contextmanager
+def mercure() -> Iterator[Server]:
+    """Mercure: local transport (nothing kept), anonymous subscribers, logs off."""
+    port = free_port()
+    claims = {"mercure": {"publish": ["*"]}}
+    with folder() as path:
+        config = path / "Caddyfile"
+        config.write_text(f"""
+{{
+  admin off
+  auto_https off
+  log {{
+    output discard
+  }}
+}}
+http://127.0.0.1:{port} {{
+  mercure {{
+    transport local
+    publisher_jwt "{MERCURE_KEY}" HS256
+    anonymous
+    heartbeat 15s
+    write_timeout 0s
+  }}
+}}""")
+        with _running(["mercure", "run", "--config", str(config)]) as process:
+            wait_until(lambda: _listens(port), 20, "Mercure")
+            hub, form = "/.well-known/mercure", "Content-Type: application/x-www-form-urlencoded"
+            yield Server(
+                "mercure", port, (process.pid,), f"{hub}?topic=c", hub, ":",
+                headers=f"{form}\r\nAuthorization: Bearer {_token(claims)}\r\n",
+                around=("topic=c&data=", ""),
+            )  # fmt: skip
+
+
+def _token(claims: dict[str, Any]) -> str:
+    parts = [json.dumps(part).encode() for part in ({"alg": "HS256", "typ": "JWT"}, claims)]
+    signed = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+    digest = hmac.digest(MERCURE_KEY.encode(), signed, "sha256")
+    return f"{signed.decode()}.{base64.urlsafe_b64encode(digest).rstrip(b'=').decode()}"
+
+
+@contextmanager
 def _running(argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([*pinned(SERVER_CPUS), *argv], env=environment(), stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*pinned(SERVER_CPUS), *argv], env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     try:
         yield process
     finally:
@@ -243,16 +332,17 @@ def loading(server: Server, subscribers: int) -> Iterator[Loader]:
         str(compiled("loader")), str(server.port), str(subscribers), server.events, server.post, server.batch,
         server.mark, str(BODY_BYTES),
     ]  # fmt: skip
-    with _loader(argv) as process:
+    told = {"LOADER_HEADERS": server.headers, "LOADER_BEFORE": server.around[0], "LOADER_AFTER": server.around[1]}
+    with _loader(argv, told) as process:
         yield Loader(process, server, subscribers)
 
 
 @contextmanager
-def _loader(argv: list[str]) -> Iterator[subprocess.Popen[str]]:
+def _loader(argv: list[str], told: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
     all_descriptors()
     process = subprocess.Popen(
-        [*pinned(LOADER_CPUS), *argv], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=sys.stderr, text=True,
+        [*pinned(LOADER_CPUS), *argv], env={**environment(), **(told or {})}, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=sys.stderr, text=True,
     )  # fmt: skip
     try:
         yield process

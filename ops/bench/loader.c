@@ -10,6 +10,9 @@
  *       at most BATCH lines. ONE_BY_ONE: an event waits until the one before it has reached everybody (and is due then)
  *   quit
  *
+ * LOADER_HEADERS (fields of a POST, each with its line end), LOADER_BEFORE and LOADER_AFTER (around a single event) in the
+ * environment say how else a server wants to be told of an event.
+ *
  * Every event carries its sequence number, its publisher and the monotonic time it was due at. Each client checks that
  * every publisher's numbers go up by exactly one. Latency is from due time to the read. An answer to `publish` is one
  * line of JSON. Frames may be joined and cut anywhere; every payload has the same length, so it is found by a search
@@ -57,6 +60,7 @@ struct publisher {
 
 static int port, wanted, opened, lost, guests_opened;
 static const char *events_path, *post_path, *batch_path, *mark;
+static const char *headers = "Content-Type: application/json\r\n", *before = "", *after = "";
 static unsigned body_bytes;
 static struct client *clients;
 static uint64_t deliveries, disorder, bytes_read, longest, guest_deliveries;
@@ -212,7 +216,7 @@ static void *publish(void *of) {
     struct publisher *self = of;
     int fd = dial(0);
     size_t line = body_bytes + 1;
-    char *body = malloc(line * self->batch + 512), head[512];
+    char *body = malloc(line * self->batch + 2048), head[1024];
     double every = self->connections / self->rate;
     uint64_t begun = now_ns() + (uint64_t)(1e9 * every * self->number / self->connections);
     uint32_t total = (uint32_t)(self->rate * self->seconds / self->connections + 0.5);
@@ -235,6 +239,7 @@ static void *publish(void *of) {
         if (now > due && now - due > self->latest) self->latest = now - due;
         size_t size = 0;
         unsigned count = 0;
+        if (self->batch == 1) size += (size_t)sprintf(body, "%s", before);
         while (count < self->batch && self->sent < total) {
             due = begun + (uint64_t)(1e9 * every * self->sent);
             if (due > now && count) break;
@@ -245,9 +250,13 @@ static void *publish(void *of) {
             self->sent++;
             count++;
         }
-        if (self->batch == 1) size--; /* no line end */
-        int n = sprintf(head, "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/%s\r\nContent-Length: %zu\r\n\r\n",
-                        self->batch > 1 ? batch_path : post_path, self->batch > 1 ? "x-ndjson" : "json", size);
+        if (self->batch == 1) {
+            size--; /* no line end */
+            size += (size_t)sprintf(body + size, "%s", after);
+        }
+        int n = snprintf(head, sizeof head, "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%sContent-Length: %zu\r\n\r\n",
+                         self->batch > 1 ? batch_path : post_path, port,
+                         self->batch > 1 ? "Content-Type: application/x-ndjson\r\n" : headers, size);
         memmove(body + n, body, size);
         memcpy(body, head, (size_t)n);
         all_written(fd, body, size + (size_t)n);
@@ -334,6 +343,9 @@ int main(int argc, char **argv) {
     if (argc != 8) return 2;
     port = atoi(argv[1]);
     wanted = atoi(argv[2]);
+    if (getenv("LOADER_HEADERS")) headers = getenv("LOADER_HEADERS");
+    if (getenv("LOADER_BEFORE")) before = getenv("LOADER_BEFORE");
+    if (getenv("LOADER_AFTER")) after = getenv("LOADER_AFTER");
     events_path = argv[3];
     post_path = argv[4];
     batch_path = argv[5];

@@ -52,7 +52,9 @@ def main() -> int:
         help="or: all; compare [NAME...]: run them (those whose figures are kept), write nothing, exit 1 where a ratio "
         "to the baseline is worse than when last written",
     )  # fmt: skip
-    parser.add_argument("--peers", action="store_true", help="also nchan, from Debian's packages")
+    parser.add_argument(
+        "--peers", action="store_true", help="also nchan, from Debian's packages, and centrifugo and mercure on PATH"
+    )
     parser.add_argument("--no-write", action="store_true", help="print only")
     parser.add_argument("--runs", type=int, default=0, help="repetitions; default: the benchmark's own")
     parser.add_argument("--minutes", type=float, help="of the soak; default: 30")
