@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import time
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import pytest
 from cdrs_process import Answer, CdrsProcess, wait_until
 from engine_nodes import engine_variables, proxied_mongo, proxied_url
 from mongo_adapter import plain_client
+from sse_socket import Subscriber, data_of
 
 OLD = 600
 WINDOW = {"CDRS_NODE__WINDOW": "256"}
@@ -125,3 +130,66 @@ async def test_strict_refuses_and_a_lag_beyond_its_bound_refuses(tmp_path: Path)
                 assert post(cdrs, "orders", "b").status == 503
                 proxy.come_back()
                 wait_until(lambda: post(cdrs, "orders", "b").status == 201, 30, "it takes events again")
+
+
+AWAY = float(os.environ.get("CDRS_TEST_STORE_AWAY", "600"))
+"""Seconds."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(AWAY + 240)
+async def test_ten_minutes_without_the_store(tmp_path: Path) -> None:
+    """Events are taken up to the bound, then refused at once; reading goes on, memory stays as it is, and all of it is
+    in the store soon after it is back."""
+    async with engine_variables() as env:
+        with proxied_mongo() as proxy:
+            through = {**env, "CDRS_STORE__URL": proxied_url(proxy, env["CDRS_STORE__URL"])}
+            through["CDRS_PERSIST__MAX_LAG"] = "20000"
+            with (
+                CdrsProcess(tmp_path / "cdrs", env=through).start() as cdrs,
+                Subscriber(cdrs.port, "orders", params={"from": "earliest"}) as reader,
+            ):
+                assert cdrs.publish("orders", b"0").status == 201
+                taken, refusals, memory = [0], list[float](), dict[str, int]()
+                proxy.leave()
+                began = time.monotonic()
+                for number in count(1, 100):
+                    asked = time.monotonic()
+                    if asked - began > AWAY:
+                        break
+                    stored = send(cdrs, range(number, number + 100))
+                    taken += stored
+                    if not stored:
+                        refusals.append(time.monotonic() - asked)
+                        memory.setdefault("at the bound", rss_mib(cdrs.pid))
+                    time.sleep(0.2)
+                memory["at the end"] = rss_mib(cdrs.pid)
+                assert refusals, "the bound was not reached"
+                assert len(taken) > 20_000
+                print(f"{len(taken)} taken, {len(refusals)} times refused, after {max(refusals):.3f} s; MiB {memory}")
+                assert memory["at the end"] <= memory["at the bound"] + 16
+                assert cdrs.request("GET", "/readyz").status == 200
+                reader.wait_count(len(taken), 60)
+                proxy.come_back()
+                back = time.monotonic()
+                wait_until(lambda: cdrs.publish("orders", b"-1").status == 201, 60, "events to be taken again")
+                wait_until(lambda: in_store(env) == len(taken) + 1, 60, "all in the store")
+                print(f"all in the store {time.monotonic() - back:.1f} s after it was back")
+                reader.wait_count(len(taken) + 1, 30)
+                assert [int(data_of(block.data)) for block in reader.blocks] == [*taken, -1]
+                assert not [block for block in reader.controls if block.event == b"cdrs.gap"]
+
+
+def send(cdrs: CdrsProcess, numbers: Sequence[int]) -> list[int]:
+    """Those of the numbers that were stored."""
+    lines = b"".join(b"%d\n" % number for number in numbers)
+    kind = {"content-type": "application/x-ndjson"}
+    answer = cdrs.request("POST", "/v1/streams/orders/events?receipts=errors", lines, headers=kind)
+    told = [json.loads(line) for line in answer.body.splitlines()] if answer.status == 200 else []
+    failed = {each["line"] for each in told if "problem" in each}
+    return [number for at, number in enumerate(numbers, 1) if at not in failed] if told else []
+
+
+def rss_mib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) // 1024
