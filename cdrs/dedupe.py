@@ -16,6 +16,8 @@ from shared.records import Duplicate, NewEvent, Record
 
 ATTEMPTS = 8
 """How often an event that was judged void is looked up and appended again."""
+BODIES = 8
+"""Bodies under one identity in one batch that are compared with what is stored; all further ones are refused."""
 JUDGED_WITHIN = 10.0
 """Longest wait for the tail after an append, in seconds; the next batch must not go before."""
 
@@ -91,9 +93,13 @@ class JudgedLane(Lane):
         finally:
             self._current = None
             batch.slots = {}
-        for slot, event in enumerate(batch.events):
-            if first[event.identity] != slot:
-                self._settle_copy(batch, slot, first[event.identity])
+        lost = [
+            slot
+            for slot, event in enumerate(batch.events)
+            if first[event.identity] != slot and not self._settle_copy(batch, slot, first[event.identity])
+        ]
+        if lost:
+            await self._settle_losers(batch, lost)
         batch.answer()
         self._over(batch)
 
@@ -174,12 +180,31 @@ class JudgedLane(Lane):
         return [slot for slot in slots if batch.events[slot].identity not in found]
 
     @staticmethod
-    def _settle_copy(batch: Batch, slot: int, first: int) -> None:
-        """An identity that stands twice in one batch: the first place is stored, the others are its copies."""
+    def _settle_copy(batch: Batch, slot: int, first: int) -> bool:
+        """An identity that stands twice in one batch: the first place is stored, the others are its copies. False where
+        another event is stored in their stead, which this copy may still be equal to."""
         original, copy = batch.events[first], batch.events[slot]
         stored = batch.results[first]
-        if stored is None or stored.problem:
-            batch.fill(slot, stored or settle_duplicate(Duplicate(-1, -1, 0, False)))
-            return
+        assert stored is not None
         same = copy.value == original.value and copy.key == original.key
-        batch.fill(slot, settle_duplicate(Duplicate(stored.partition, stored.offset, stored.append_ms, same)))
+        if stored.problem and not same:
+            return False
+        if stored.problem:
+            batch.fill(slot, stored)
+        else:
+            batch.fill(slot, settle_duplicate(Duplicate(stored.partition, stored.offset, stored.append_ms, same)))
+        return True
+
+    async def _settle_losers(self, batch: Batch, slots: Sequence[int]) -> None:
+        """Copies of identities under which another event is stored: each is compared with that one. The same body is
+        asked for once, and of an identity only so many bodies: nobody who means well sends more."""
+        asked: dict[bytes, dict[tuple[str | None, bytes], int]] = {}
+        for slot in slots:
+            event = batch.events[slot]
+            bodies = asked.setdefault(event.identity, {})
+            known = bodies.setdefault((event.key, event.value), slot)
+            if known == slot and len(bodies) <= BODIES:
+                if self._find_in_index(batch, slot) or not await self._find_in_store(batch, [slot], is_first=False):
+                    continue
+                raise OutcomeUnknown("what was found stored was not found again")
+            batch.fill(slot, batch.results[known] or settle_duplicate(Duplicate(-1, -1, 0, same_body=False)))

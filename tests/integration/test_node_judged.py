@@ -67,6 +67,24 @@ async def test_an_identity_older_than_the_index_is_found_in_the_store(judged_log
         assert fresh.offset == 3 * WINDOW + 1
 
 
+@pytest.mark.parametrize("older", [0, 3 * WINDOW], ids=["in the index", "in the store"])
+async def test_copies_in_one_batch_are_compared_with_what_is_stored(judged_log: ModelLog, older: int) -> None:
+    """Of two bodies in one batch the first one loses, as another node has stored the second: its sender is told that it
+    is there, and not that another body is."""
+    log = judged_log
+    log.write(0, event("x", data=b"2"), base=0)
+    for number in range(older):
+        log.write(0, event(number), base=number)
+    bodies = [b"1", b"2", b"1", b"3", b"2", *(b"%d" % number for number in range(10, 30)), b"2"]
+    async with running_node(log) as node:
+        settled = await node.append(log.epoch, 0, [event("x", data=body) for body in bodies], timeout=TIMEOUT)
+    for body, each in zip(bodies, settled, strict=True):
+        if body == b"2":
+            assert (each.offset, each.duplicate, each.problem) == (0, True, ""), each
+        else:
+            assert each.problem == IdempotencyMismatch.problem
+
+
 async def test_a_young_log_needs_no_store_to_know_what_is_new(judged_log: ModelLog) -> None:
     log, store = judged_log, ModelStore(judged_log)
     async with running_node(log, store) as node:
