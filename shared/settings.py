@@ -518,8 +518,6 @@ def resolve_settings(config: Path | None, environ: Mapping[str, str], overrides:
         raise StartError("\n".join(_explain(error, given))) from error
     origins = {path: given[path][1] if path in given else "default" for path in setting_fields()}
     # A mixture of profiles is refused here, before anything is opened.
-    if settings.is_distributed and settings.retention.is_on:
-        raise StartError("settings retention.max_age and retention.max_bytes: only the embedded profile deletes so far")
     if settings.is_distributed and HANDOFF_TIMEOUT not in given:
         settings = _with_longer_handoffs(settings)
         origins[HANDOFF_TIMEOUT] = "made from kafka.append_timeout"
