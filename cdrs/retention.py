@@ -19,7 +19,8 @@ from shared.settings import RetentionSettings
 BREATH = 0.01
 """Seconds between two pieces: appends come first."""
 TRIM_STEP = 1000
-"""Records of a partition for which it is worth while to ask a log to let go of them."""
+"""Records of a partition for which it is worth while to ask a log to let go of them; a quarter of the window where that
+is less."""
 
 
 class Retention:
@@ -83,6 +84,7 @@ class Trimming:
         self._store = store
         self._settings = settings
         self._window = window
+        self._step = min(TRIM_STEP, window // 4)
         self._preferred = preferred
 
     async def run(self) -> None:
@@ -105,6 +107,6 @@ class Trimming:
             for partition, checkpoint in checkpoints.items()
         }
         starts = await self._log.starts()
-        worth = {partition: stop for partition, stop in below.items() if stop - starts[partition] >= TRIM_STEP}
+        worth = {partition: stop for partition, stop in below.items() if stop - starts[partition] >= self._step}
         if worth:
             await self._log.trim(worth)
