@@ -21,32 +21,33 @@ from shared.records import Expiry, FeedBatch, HistoryPage, PageQuery, Record, fi
 EPOCH = Epoch.create()
 DRIVER: Driver = "motor"
 KEY = partition_key(EPOCH, 0)
+BASE = 1_700_000_000_000
 BIG = 2**40
 NEVER = 2**60
 HIDDEN = 7
-"""Every so many offsets there is a stub."""
+"""Every so many offsets there is a stub, in partition 0."""
 
 
 def record(offset: int, *, partition: int = 0, size: int = 1) -> Record:
     sent = event(f"{partition}.{offset}", stream=f"s{offset % 3}", data=b'"' + b"x" * size + b'"')
     return Record(
-        partition, offset, 1000 + offset, sent.identity, sent.stream, sent.key, sent.value, sent.data_at,
+        partition, offset, BASE + offset, sent.identity, sent.stream, sent.key, sent.value, sent.data_at,
         int(sent.kind), sent.accepted_ms,
     )  # fmt: skip
 
 
-def shown(start: int, stop: int) -> list[int]:
-    return [offset for offset in range(start, stop) if offset % HIDDEN]
+def shown(start: int, stop: int, partition: int = 0) -> list[int]:
+    return [offset for offset in range(start, stop) if partition or offset % HIDDEN]
 
 
 def batch(start: int, stop: int, *, partition: int = 0, size: int = 1) -> FeedBatch:
-    records = [record(offset, partition=partition, size=size) for offset in shown(start, stop)]
+    records = [record(offset, partition=partition, size=size) for offset in shown(start, stop, partition)]
     return FeedBatch(partition, start, stop, records)
 
 
 def until(offset: int, *, max_bytes: int = 0, now_ms: int = 1) -> Expiry:
     """All below this offset goes."""
-    return Expiry(now_ms, 1000 + offset, max_bytes, NEVER)
+    return Expiry(now_ms, BASE + offset, max_bytes, NEVER)
 
 
 async def expire(store: MongoStore, expiry: Expiry) -> None:
@@ -86,48 +87,48 @@ async def test_what_is_left_is_what_copies_are_known_by(store: MongoStore) -> No
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("streams", [None, ["s1", "s2"]])
-async def test_another_process_does_not_know_the_floor_yet(store: MongoStore, streams: list[str] | None) -> None:
+@pytest.mark.parametrize(("partition", "streams"), [(0, None), (0, ["s1", "s2"]), (1, ["s1"])])
+async def test_another_process_does_not_know_the_floor_yet(
+    store: MongoStore, partition: int, streams: list[str] | None
+) -> None:
+    await store.persist(batch(0, 1000, partition=1))
     async with open_store(EPOCH, driver=DRIVER) as other:
-        assert (await other.page(PageQuery(0, 0, 100, 10, BIG, streams))).deleted == []
+        assert (await other.page(PageQuery(partition, 0, 100, 10, BIG, streams))).deleted == []
         await expire(store, until(600))
-        page = await other.page(PageQuery(0, 50, 1000, 10_000, BIG, streams))
-        kept = [o for o in shown(600, 1000) if streams is None or f"s{o % 3}" in streams]
+        page = await other.page(PageQuery(partition, 50, 1000, 10_000, BIG, streams))
+        kept = [o for o in shown(600, 1000, partition) if streams is None or f"s{o % 3}" in streams]
         assert [r.offset for r in page.records] == kept
         assert (page.next, page.deleted, page.missing) == (1000, [(50, 600)], [])
     for start, stop in ((50, 1000), (50, 300)):
         async with open_store(EPOCH, driver=DRIVER) as other:
-            page = await other.page(PageQuery(0, start, stop, 10_000, BIG, streams, backwards=True))
+            page = await other.page(PageQuery(partition, start, stop, 10_000, BIG, streams, backwards=True))
             assert [r.offset for r in page.records] == (kept[::-1] if stop == 1000 else [])
             assert (page.next, page.deleted, page.missing) == (start, [(start, min(stop, 600))], [])
     async with open_store(EPOCH, driver=DRIVER) as other:
-        assert await other.append_time(0, 599) is None
-        assert (await other.offset_at(0))[0] == 600
+        assert await other.append_time(partition, 599) is None
+        assert (await other.offset_at(0))[partition] == 600
 
 
-@pytest.mark.parametrize("streams", [None, ["s1"]])
-async def test_a_floor_that_moves_under_a_reader_hides_nothing(store: MongoStore, streams: list[str] | None) -> None:
+@pytest.mark.parametrize(("partition", "streams"), [(0, None), (1, ["s1"])])
+async def test_a_floor_that_moves_under_a_reader_hides_nothing(
+    store: MongoStore, partition: int, streams: list[str] | None
+) -> None:
     """Whatever the reader meets, each offset is either given or told, once."""
+    await store.persist(batch(0, 1000, partition=1))
     async with open_store(EPOCH, driver=DRIVER) as reader:
         given: list[int] = []
         told: list[tuple[int, int]] = []
-
-        async def read() -> None:
-            at = 0
-            while at < 1000:
-                page = await reader.page(PageQuery(0, at, 1000, 8, BIG, streams))
-                assert page.missing == []
-                assert all(first >= at and stop <= page.next for first, stop in page.deleted)
-                given.extend(r.offset for r in page.records)
-                told.extend(page.deleted)
-                at = page.next
-
-        async def delete() -> None:
-            for offset in range(40, 960, 40):
-                await store.expire(until(offset))
-
-        await asyncio.gather(read(), delete())
-    wanted = [o for o in shown(0, 1000) if streams is None or f"s{o % 3}" in streams]
+        at = 0
+        while at < 1000:
+            question = PageQuery(partition, at, 1000, 8, BIG, streams)
+            # The floor comes from behind, and goes past what is just being read.
+            page, _ = await asyncio.gather(reader.page(question), store.expire(until(min(at + 60, 900))))
+            assert page.missing == []
+            assert all(first >= at and stop <= page.next for first, stop in page.deleted)
+            given += [r.offset for r in page.records]
+            told += page.deleted
+            at = page.next
+    wanted = [o for o in shown(0, 1000, partition) if streams is None or f"s{o % 3}" in streams]
     lost = [o for o in wanted if any(first <= o < stop for first, stop in told)]
     assert lost
     assert sorted([*given, *lost]) == wanted
@@ -145,10 +146,13 @@ async def test_one_that_dies_at_it_is_followed_by_another(store: MongoStore, ste
     with mock.patch.object(Expiring, step, dies), pytest.raises(OutcomeUnknown):
         await store.expire(until(600))
     async with open_store(EPOCH, driver=DRIVER) as other:
+        # While nothing is gone, whoever does not know the floor yet may be given all; else the rest.
         page = await other.page(PageQuery(0, 0, 1000, 10_000, BIG))
-        assert [r.offset for r in page.records] == shown(page.deleted[0][1], 1000)
-        page = await other.page(PageQuery(0, 0, 1000, 10_000, BIG, ["s1"]))
-        assert page.deleted == [(0, PIECE)]
+        first = 0 if step != "_mark" else PIECE
+        assert ([r.offset for r in page.records], page.deleted) == (shown(first, 1000), [(0, first)] if first else [])
+        for streams in (["s1"], None):
+            page = await other.page(PageQuery(0, 0, 1000, 10_000, BIG, streams))
+            assert page.deleted == [(0, PIECE)]
         await expire(other, until(600))
         assert await counts(other) == len(shown(600, 1000))
     state = plain_client()[DATABASE].floors.find_one({"_id": KEY}) or {}
@@ -177,7 +181,7 @@ async def test_bytes_bound_what_is_kept_over_all_partitions(store: MongoStore) -
     # Partition 1 is the younger one: it stays.
     await store.persist(batch(1000, 1100, partition=0, size=20_000))
     young = [record(offset, partition=1, size=20_000) for offset in range(100)]
-    later = [Record(1, r.offset, 9000 + r.offset, *_rest(r)) for r in young]
+    later = [Record(1, r.offset, BASE + 9000 + r.offset, *_rest(r)) for r in young]
     await store.persist(FeedBatch(1, 0, 100, later))
     await expire(store, Expiry(1, 0, 3_000_000, NEVER))
     floors = await store.starts()
@@ -195,13 +199,13 @@ def _rest(r: Record) -> tuple[object, ...]:
 
 async def test_second_copies_leave_nothing(store: MongoStore) -> None:
     first = record(1)
-    again = Record(0, 1000, 3000, *_rest(first))
+    again = Record(0, 1000, BASE + 3000, *_rest(first))
     await store.persist(FeedBatch(0, 1000, 1001, [again]))
-    await expire(store, Expiry(1, 4000, 0, NEVER))
+    await expire(store, Expiry(1, BASE + 4000, 0, NEVER))
     assert (await store.starts())[0] == 1001
     assert await counts(store) == 0
     found = await store.lookup(0, [event("0.1", stream="s1")])
-    assert [(each.offset, each.append_ms) for each in found.values()] == [(1, 1001)]
+    assert [(each.offset, each.append_ms) for each in found.values()] == [(1, BASE + 1)]
     assert plain_client()[DATABASE].events.count_documents({}) == len(shown(0, 1000))
 
 

@@ -138,7 +138,7 @@ def record_of(document: Document) -> Record | None:
     )
 
 
-SHADOW_BYTES: Final = 107
+SHADOW_BYTES: Final = 109
 """What a shadow takes in ``events``."""
 
 
