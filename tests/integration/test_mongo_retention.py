@@ -8,15 +8,18 @@ from unittest import mock
 
 import bson
 import pytest
-from mongo_adapter import DATABASE, Driver, empty, open_store, plain_client
+from mongo_adapter import DATABASE, Driver, database_url, empty, open_store, plain_client
 from new_events import event
 
 from shared.backends.mongo.documents import SHADOW_BYTES, partition_key, position_key
 from shared.backends.mongo.expiring import PIECE, Expiring, choose, oldest_of
+from shared.backends.mongo.opening import open_mongo_epochs
 from shared.backends.mongo.store import MongoStore
+from shared.clock import SystemClock
 from shared.errors import OutcomeUnknown
 from shared.position import Epoch
 from shared.records import Expiry, FeedBatch, HistoryPage, PageQuery, Record, fingerprint
+from shared.settings import MongoSettings
 
 EPOCH = Epoch.create()
 DRIVER: Driver = "motor"
@@ -87,7 +90,7 @@ async def test_what_is_left_is_what_copies_are_known_by(store: MongoStore) -> No
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("partition", "streams"), [(0, None), (0, ["s1", "s2"]), (1, ["s1"])])
+@pytest.mark.parametrize(("partition", "streams"), [(0, None), (1, ["s1", "s2"])])
 async def test_another_process_does_not_know_the_floor_yet(
     store: MongoStore, partition: int, streams: list[str] | None
 ) -> None:
@@ -109,7 +112,9 @@ async def test_another_process_does_not_know_the_floor_yet(
         assert (await other.offset_at(0))[partition] == 600
 
 
-@pytest.mark.parametrize(("partition", "streams"), [(0, None), (1, ["s1"])])
+@pytest.mark.parametrize(
+    ("partition", "streams"), [pytest.param(0, None, marks=pytest.mark.slow), (1, ["s1"])]
+)
 async def test_a_floor_that_moves_under_a_reader_hides_nothing(
     store: MongoStore, partition: int, streams: list[str] | None
 ) -> None:
@@ -119,16 +124,16 @@ async def test_a_floor_that_moves_under_a_reader_hides_nothing(
         given: list[int] = []
         told: list[tuple[int, int]] = []
         at = 0
-        while at < 1000:
-            question = PageQuery(partition, at, 1000, 8, BIG, streams)
+        while at < 400:
+            question = PageQuery(partition, at, 400, 8, BIG, streams)
             # The floor comes from behind, and goes past what is just being read.
-            page, _ = await asyncio.gather(reader.page(question), store.expire(until(min(at + 60, 900))))
+            page, _ = await asyncio.gather(reader.page(question), store.expire(until(min(at + 60, 350))))
             assert page.missing == []
             assert all(first >= at and stop <= page.next for first, stop in page.deleted)
             given += [r.offset for r in page.records]
             told += page.deleted
             at = page.next
-    wanted = [o for o in shown(0, 1000, partition) if streams is None or f"s{o % 3}" in streams]
+    wanted = [o for o in shown(0, 400, partition) if streams is None or f"s{o % 3}" in streams]
     lost = [o for o in wanted if any(first <= o < stop for first, stop in told)]
     assert lost
     assert sorted([*given, *lost]) == wanted
@@ -177,6 +182,7 @@ async def test_many_at_once_count_once(store: MongoStore) -> None:
     assert (state["gone"], state["shadows"], events.count_documents({})) == (2600, 0, 400)
 
 
+@pytest.mark.slow
 async def test_bytes_bound_what_is_kept_over_all_partitions(store: MongoStore) -> None:
     # Partition 1 is the younger one: it stays.
     await store.persist(batch(1000, 1100, partition=0, size=20_000))
@@ -207,6 +213,24 @@ async def test_second_copies_leave_nothing(store: MongoStore) -> None:
     found = await store.lookup(0, [event("0.1", stream="s1")])
     assert [(each.offset, each.append_ms) for each in found.values()] == [(1, BASE + 1)]
     assert plain_client()[DATABASE].events.count_documents({}) == len(shown(0, 1000))
+
+
+async def test_a_new_epoch_goes_on_with_it(store: MongoStore) -> None:
+    await expire(store, until(600))
+    new = Epoch.create(EPOCH.ordinal + 1)
+    async with open_mongo_epochs(database_url(), MongoSettings(driver=DRIVER)) as epochs:
+        for _ in range(2):  # it may be repeated
+            await epochs.take_over(SystemClock(), EPOCH, new, {0: 1000, 1: 0, 2: 0}, await epochs.succession())
+    async with open_store(new, driver=DRIVER) as after:
+        assert await after.starts() == {0: 600, 1: 0, 2: 0}
+        page = await after.page(PageQuery(0, 0, 1000, 10_000, BIG))
+        assert ([r.offset for r in page.records], page.deleted) == (shown(600, 1000), [(0, 600)])
+        (found,) = (await after.lookup(0, [event("0.13", stream="s1")])).values()
+        assert (found.offset, found.append_ms) == (13, BASE + 13)
+        await expire(after, until(705))
+        assert await counts(after) == len(shown(705, 1000))
+        await expire(after, Expiry(NEVER + 1, 0, 0, NEVER))
+        assert plain_client()[DATABASE].events.count_documents({}) == 295
 
 
 class TestChoosing:
