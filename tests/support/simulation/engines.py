@@ -79,6 +79,7 @@ class Log:
         for partition, start in self.kept.items():
             if start and not self.decides_identity:
                 self.kept[partition] = self.world.random.randint(0, start)
+                self.world.trace("show again", partition, self.kept[partition])
 
     def visible(self, partition: int, window: int) -> list[Record]:
         """What subscribers must see; the rule as it is written, worked out anew here."""
@@ -157,6 +158,8 @@ class LogHandle:
             if offset > world.store.checkpoints[partition] - world.window:
                 world.verdict.add("lost", f"partition {partition}: trimmed to {offset}, which is too far")
             log.trim(partition, offset)
+        if not world.is_healing and world.random.random() < 0.3:
+            world.loop.call_later(world.random.random() * 3, log.show_again)
 
 
 class TailHandle:

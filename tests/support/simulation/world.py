@@ -397,8 +397,6 @@ class World:
             engine.is_away = True
             await asyncio.sleep(length)
             engine.is_away = False
-            if kind == "log":
-                self.log.show_again()
         self.trace("fault over", name)
 
     async def _drain(self, process: Any) -> None:
