@@ -145,8 +145,8 @@ class Expiring:
         return oldest_of(partition, documents, is_cut=len(documents) == PIECE)
 
     async def _excess(self, states: Mapping[int, Document], max_bytes: int) -> int:
-        stats = [{"$collStats": {"storageStats": {}}}, {"$project": {"size": "$storageStats.size"}}]
-        asked = {"aggregate": EVENTS, "pipeline": stats, "cursor": {}}
+        stats: list[Document] = [{"$collStats": {"storageStats": {}}}, {"$project": {"size": "$storageStats.size"}}]
+        asked: Document = {"aggregate": EVENTS, "pipeline": stats, "cursor": {}}
         answer = await self._calls.read(lambda: self._database.command(asked))
         size = sum(int(shard["size"]) for shard in answer["cursor"]["firstBatch"])
         shadows = sum(int(state.get("shadows", 0)) for state in states.values())
