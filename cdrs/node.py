@@ -16,7 +16,7 @@ from cdrs.history import HistoryReader
 from cdrs.ingest import Ingest
 from cdrs.persist import Persister
 from cdrs.replicas import replicas_trouble
-from cdrs.retention import Retention
+from cdrs.retention import Retention, Trimming
 from cdrs.strain import Strain
 from cdrs.tasks import Supervisor
 from cdrs.watched import WatchedStore
@@ -24,7 +24,7 @@ from shared.clock import Clock
 from shared.direct import HandedOver
 from shared.errors import InvalidRequest, ServerError, StaleEpoch, Unavailable
 from shared.membership import Load
-from shared.offers import ExpiringStore, Replicas, ReplicatedLog, SuccessorLog
+from shared.offers import ExpiringStore, Replicas, ReplicatedLog, SuccessorLog, TrimmableLog
 from shared.ports import EventLog, EventStore, ForeignSource, LeaderSource
 from shared.position import Epoch
 from shared.records import HistoryPage, NewEvent, NodeInfo, PageQuery, Record, Settlement, StreamInfo
@@ -108,6 +108,10 @@ class Node:
         self._retention: Retention | None = None
         if settings.retention.is_on and isinstance(store, ExpiringStore):
             self._retention = Retention(store, settings.retention, clock, preferred=preferred)
+        self._trimming: Trimming | None = None
+        if settings.retention.trims and isinstance(log, TrimmableLog) and not store.is_log:
+            window = settings.node.window
+            self._trimming = Trimming(log, store, settings.retention, window=window, preferred=preferred)
         self._strain = Strain(window=settings.node.window)
         self._feeds: set[FeedCursor] = set()
         self._is_closed = False
@@ -126,6 +130,8 @@ class Node:
                 group.create_task(self._ingest.run())
                 if self._retention is not None:
                     group.create_task(supervise("retention", self._retention.run))
+                if self._trimming is not None:
+                    group.create_task(supervise("trimming", self._trimming.run))
                 if self._persister is not None:
                     group.create_task(self._persister.run())
                 if self._watched is not None:

@@ -318,6 +318,9 @@ class Persister:
         most, most_bytes = self._settings.batch_records, self._settings.batch_bytes
         log_start = (await self._log.starts()).get(partition, 0)
         if log_start > self._from(partition):
+            # Mostly somebody has stored it: only then a log is trimmed.
+            self._seen = dict(await self._store.checkpoints())
+        if log_start > self._from(partition):
             await self._give_up(partition, log_start)
         start = self._from(partition)
         logger.info("partition %d: reading the log again from %d, the store lacks it", partition, start)

@@ -1,7 +1,8 @@
-"""Retention: what has expired is deleted from the store, by one node as a rule.
+"""Retention: what has expired is deleted from the store, and what a log need not keep from the log, by one node as a
+rule.
 
-Deleting is safe for any number of nodes at once (`ExpiringStore.expire`), so who does it is a hint like everything
-else: the node that comes first for partition 0.
+Deleting is safe for any number of nodes at once (`ExpiringStore.expire`, `TrimmableLog.trim`), so who does it is a hint
+like everything else: the node that comes first for partition 0.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import asyncio
 from collections.abc import Callable
 
 from shared.clock import Clock
-from shared.offers import ExpiringStore
+from shared.offers import ExpiringStore, TrimmableLog
+from shared.ports import EventStore
 from shared.records import Expiry
 from shared.settings import RetentionSettings
 
 BREATH = 0.01
 """Seconds between two pieces: appends come first."""
+TRIM_STEP = 1000
+"""Records of a partition for which it is worth while to ask a log to let go of them; a quarter of the window where that
+is less."""
 
 
 class Retention:
@@ -53,3 +58,55 @@ class Retention:
     def _now_ms(self) -> int:
         """The wall clock, unless it has jumped ahead since the start: deleting too late can be made good."""
         return min(self._clock.unix_ms(), int(self._ahead_ms + self._clock.monotonic() * 1000))
+
+
+def trimmed_to(*, floor: int, checkpoint: int, window: int, keep: int) -> int:
+    """First offset of a partition that its log must keep: nothing that the store lacks, nor the window below it, from
+    which a node that starts judges what follows; else nothing that the store has deleted, nor, with ``keep``, more than
+    about so many records that it has. Pure."""
+    wanted = max(floor, checkpoint - keep) if keep else floor
+    return max(min(wanted, checkpoint - window), 0)
+
+
+class Trimming:
+    """Looks for what the log need not keep, again and again. Readers do not notice: history is the store's."""
+
+    def __init__(
+        self,
+        log: TrimmableLog,
+        store: EventStore,
+        settings: RetentionSettings,
+        *,
+        window: int,
+        preferred: Callable[[int], bool] = lambda _: True,
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._settings = settings
+        self._window = window
+        self._step = min(TRIM_STEP, window // 4)
+        self._preferred = preferred
+
+    async def run(self) -> None:
+        """Trim until cancelled."""
+        while True:
+            if self._preferred(0):
+                await self._trim()
+            await asyncio.sleep(self._settings.interval)
+
+    async def _trim(self) -> None:
+        # Neither goes back: what is true of them now stays true.
+        floors, checkpoints = await self._store.starts(), await self._store.checkpoints()
+        below = {
+            partition: trimmed_to(
+                floor=floors.get(partition, 0),
+                checkpoint=checkpoint,
+                window=self._window,
+                keep=self._settings.topic_records,
+            )
+            for partition, checkpoint in checkpoints.items()
+        }
+        starts = await self._log.starts()
+        worth = {partition: stop for partition, stop in below.items() if stop - starts[partition] >= self._step}
+        if worth:
+            await self._log.trim(worth)

@@ -189,10 +189,11 @@ class Tail:
         """A log that was deleted and made anew has other first records, however long it is by now."""
         for partition, (offset, stamp) in (await log.firsts()).items():
             known = self._firsts.get(partition)
-            if known is not None and offset <= known[0] and (offset, stamp) != known:
-                self._made_anew(partition)
-            else:
+            if known is None or offset > known[0]:
                 self._firsts[partition] = offset, stamp
+            elif stamp > known[1] or (offset == known[0] and stamp != known[1]):
+                # Older records are no proof: brokers that fall over may show again what was deleted of a log.
+                self._made_anew(partition)
 
     async def _compare_with_store(self, log: DatedLog, checkpoints: Mapping[int, int]) -> None:
         """The same, by what the store has of them: at the start, nothing else is known."""

@@ -31,7 +31,7 @@ class DatedLog(Protocol):
         """Per partition that has any records, offset and stamp of the first one kept, as the log says at this moment.
 
         The stamp is the time at which the log took the record, in ms, and never above the record's append time. While
-        the log is the same one, an offset has one stamp, and the first one kept never goes back. Raises `Unavailable`.
+        the log is the same one, an offset has one stamp, and lower offsets have no later ones. Raises `Unavailable`.
         """
         ...
 
@@ -65,4 +65,19 @@ class SuccessorLog(Protocol):
     @property
     def origins(self) -> Mapping[int, int]:
         """Per partition the offset of the first record that was ever written in this incarnation; 0 if not named."""
+        ...
+
+
+@runtime_checkable
+class TrimmableLog(Protocol):
+    """What a log may offer beside `EventLog` that is not the store too: to let go of what is stored."""
+
+    async def starts(self) -> Mapping[int, int]:
+        """`EventLog.starts`."""
+        ...
+
+    async def trim(self, below: Mapping[int, int]) -> None:
+        """Partition → delete its records below this offset, for good. It may keep some of them, and may show them
+        again for a while. Nothing at or above it goes. Idempotent. Raises `Unavailable`; then it is to be repeated.
+        """
         ...

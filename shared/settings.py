@@ -178,15 +178,22 @@ class PersistSettings(_Group):
 
 
 class RetentionSettings(_Group):
-    """How long events are kept (embedded profile). Without a bound nothing is ever deleted."""
+    """How long events are kept. Without a bound nothing is ever deleted."""
 
     max_age: float = _seconds(
         0.0, "Events are deleted so long after they were appended. 0: never for their age.", le=3_153_600_000
     )
     max_bytes: int = _count(
         0,
-        "The oldest events of all go when log.db holds about so much. 0: never for their size.",
+        "The oldest events of all go when log.db, or MongoDB's collection events before it is packed, holds about so "
+        "much. 0: never for their size.",
         unit="bytes",
+    )
+    topic_records: int = _count(
+        0,
+        "About so many stored records are left in each partition of the Kafka topic (node.window at least); what is "
+        "older is in MongoDB alone. 0: as many as MongoDB keeps.",
+        unit="records",
     )
     identities: float = _seconds(
         86_400.0,
@@ -200,6 +207,11 @@ class RetentionSettings(_Group):
     def is_on(self) -> bool:
         """Whether anything is ever deleted."""
         return self.max_age > 0 or self.max_bytes > 0
+
+    @property
+    def trims(self) -> bool:
+        """Whether anything is ever deleted of a log that is not the store."""
+        return self.is_on or self.topic_records > 0
 
 
 class DedupeSettings(_Group):
@@ -506,8 +518,6 @@ def resolve_settings(config: Path | None, environ: Mapping[str, str], overrides:
         raise StartError("\n".join(_explain(error, given))) from error
     origins = {path: given[path][1] if path in given else "default" for path in setting_fields()}
     # A mixture of profiles is refused here, before anything is opened.
-    if settings.is_distributed and settings.retention.is_on:
-        raise StartError("settings retention.max_age and retention.max_bytes: only the embedded profile deletes so far")
     if settings.is_distributed and HANDOFF_TIMEOUT not in given:
         settings = _with_longer_handoffs(settings)
         origins[HANDOFF_TIMEOUT] = "made from kafka.append_timeout"

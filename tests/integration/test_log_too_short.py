@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
+import msgspec
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
@@ -95,6 +97,28 @@ async def test_records_deleted_before_they_were_stored_are_told() -> None:
         assert not node.troubles
         (settled,) = await node.append(log.epoch, 0, [event("new")], timeout=TIMEOUT)
         assert settled.offset == 20
+
+
+class DatedModelLog(ModelLog):
+    """`DatedLog`, whose stamps are the append times."""
+
+    async def firsts(self) -> Mapping[int, tuple[int, int]]:
+        kept = {p: records[self.kept.get(p, 0) :] for p, records in self.records.items()}
+        return {p: (records[0].offset, records[0].append_ms) for p, records in kept.items() if records}
+
+
+async def test_a_log_that_is_trimmed_and_shows_it_again_is_the_same_log() -> None:
+    log = DatedModelLog(decides_identity=False)
+    async with running_node(log) as node:
+        await node.append(log.epoch, 0, model_events(range(20)), timeout=TIMEOUT)
+        for kept in (0, 10, 4, 12):
+            log.kept[0] = kept
+            await node._tail.measure()
+        assert not node.troubles
+        log.kept[0] = 0
+        log.records[0][0] = msgspec.structs.replace(log.records[0][0], append_ms=5000)
+        await node._tail.measure()
+        assert "made anew" in node.troubles["partitions"]
 
 
 async def delete_records(log: KafkaLog, partition: int, before: int) -> None:

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.conn import create_conn
 from aiokafka.errors import (
@@ -78,6 +79,12 @@ class Admin:
         async with asyncio.timeout(self._timeout):
             response: Any = await self._client.delete_topics([name])
         _failed(response.topic_error_codes, UnknownTopicOrPartitionError)
+
+    async def trim(self, name: str, below: Mapping[int, int]) -> None:
+        """Delete the records of these partitions below these offsets."""
+        wanted = {TopicPartition(name, partition): RecordsToDelete(offset) for partition, offset in below.items()}
+        async with asyncio.timeout(self._timeout):
+            await self._client.delete_records(wanted, timeout_ms=int(self._timeout * 1000))
 
     async def properties(self, name: str) -> dict[str, str]:
         """A topic's properties, those by default included."""

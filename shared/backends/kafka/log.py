@@ -9,8 +9,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from shared.backends.kafka.address import SETTING, KafkaAddress, parse_kafka_url
+from shared.backends.kafka.admin import open_admin
 from shared.backends.kafka.asking import Inquirer
-from shared.backends.kafka.client import Connection, can_unpack, client_options
+from shared.backends.kafka.client import CLIENT_ERRORS, Connection, can_unpack, client_options, describe
 from shared.backends.kafka.codec import Cause, encode
 from shared.backends.kafka.hooks import KafkaHooks
 from shared.backends.kafka.producing import Producers
@@ -19,7 +20,7 @@ from shared.backends.kafka.tail import KafkaTail
 from shared.backends.kafka.topics import EpochTopic, open_topic
 from shared.backends.kafka.writing import NOT_SENT, PartitionWriter
 from shared.clock import Clock
-from shared.errors import StartError
+from shared.errors import StartError, Unavailable
 from shared.offers import Replicas
 from shared.position import Epoch
 from shared.records import Duplicate, ForeignRecord, NewEvent
@@ -113,6 +114,14 @@ class KafkaLog:
     async def firsts(self) -> Mapping[int, tuple[int, int]]:
         """See `DatedLog.firsts`."""
         return await self._inquirer.firsts()
+
+    async def trim(self, below: Mapping[int, int]) -> None:
+        """See `TrimmableLog.trim`."""
+        try:
+            async with open_admin(self._connection.address, self._connection.settings) as admin:
+                await admin.trim(self.topic, below)
+        except (*CLIENT_ERRORS, StartError) as error:
+            raise Unavailable(f"records of {self.topic} cannot be deleted: {describe(error)}") from error
 
     def on_foreign(self, call: Callable[[ForeignRecord], None]) -> Callable[[], None]:
         """See `ForeignSource.on_foreign`."""

@@ -65,6 +65,12 @@ class ShiftedLog:
         """See `DatedLog.firsts`."""
         return {p: (offset + self._bases[p], stamp) for p, (offset, stamp) in (await self._log.firsts()).items()}
 
+    async def trim(self, below: Mapping[int, int]) -> None:
+        """See `TrimmableLog.trim`."""
+        own = {p: offset - self._bases[p] for p, offset in below.items() if offset > self._bases[p]}
+        if own:
+            await self._log.trim(own)
+
     def _shifted(self, offsets: Mapping[int, int]) -> dict[int, int]:
         return {partition: offset + self._bases[partition] for partition, offset in offsets.items()}
 

@@ -13,10 +13,15 @@ without a document is damage and not a guess. A visible record whose identity a 
 when it was appended while look-ups in the store were skipped) keeps its identity in ``j`` instead of ``i``: it is shown
 as the log says, and look-ups go on to name the first.
 
+Below the floor, where retention has deleted, an event leaves a *shadow* for a while, by which copies of it are known:
+``_id``, ``p``, ``i`` and ``h``, with ``w`` = append time and ``u`` = until when. It has no ``s`` and ``t``, so pages of
+streams and questions of time do not meet it. Nothing else is left there; where nothing is left, none is missing.
+
 ``streams`` has a document for each stream: ``_id`` name, ``spread``, ``created``, and in ``c`` for each partition what
-is counted: ``n`` events up to offset ``o``, the last one appended at ``t``. ``checkpoints`` and ``floors`` have one for
-each partition: ``_id`` as ``p``, ``next`` = first offset not yet in the store, first offset not yet deleted. ``holes``
-of a floor are ranges that the log had deleted before they were stored.
+is counted: ``n`` events up to offset ``o``, the last one appended at ``t``; ``x`` of them, up to offset ``y``, are
+deleted again. ``checkpoints`` and ``floors`` have one for each partition: ``_id`` as ``p``, ``next`` = first offset not
+yet in the store, first offset not yet deleted. ``holes`` of a floor are ranges that the log had deleted before they
+were stored; `expiring` says what ``cleared``, ``gone`` and ``shadows`` are.
 """
 
 from __future__ import annotations
@@ -112,7 +117,7 @@ def as_second_copy(document: Document) -> Document:
 
 
 def record_of(document: Document) -> Record | None:
-    """The record in a document; None for a stub.
+    """The record in a document; None for a stub or shadow.
 
     What the driver reads as 64 bits is a type of its own; the numbers of records are plain ones, which can be encoded.
     """
@@ -131,6 +136,15 @@ def record_of(document: Document) -> Record | None:
         document["q"],
         int(document["a"]),
     )
+
+
+SHADOW_BYTES: Final = 109
+"""What a shadow takes in ``events``."""
+
+
+def becoming_shadow(until_ms: int) -> list[Document]:
+    """The update that leaves of an event what its copies are known by."""
+    return [{"$set": {"w": "$t", "u": until_ms}}, {"$unset": ["s", "t", "v", "k", "d", "q", "a"]}]
 
 
 def prefix_bounds(prefix: bytes) -> tuple[bytes, bytes]:
@@ -184,11 +198,28 @@ def counting(partition: bytes, added: StreamTally) -> list[Document]:
             "$set": {
                 "spread": {"$ifNull": ["$spread", 1]},
                 "created": {"$min": ["$created", added.first_ms]},
-                path: {
-                    "n": {"$add": [{"$ifNull": [f"${path}.n", 0]}, {"$size": new}]},
-                    "o": {"$max": [f"${path}.o", added.offsets[-1]]},
-                    "t": {"$max": [f"${path}.t", added.last_ms]},
-                },
+                f"{path}.n": {"$add": [{"$ifNull": [f"${path}.n", 0]}, {"$size": new}]},
+                f"{path}.o": {"$max": [f"${path}.o", added.offsets[-1]]},
+                f"{path}.t": {"$max": [f"${path}.t", added.last_ms]},
+            }
+        }
+    ]
+
+
+def uncounting(partition: bytes, offsets: Sequence[int]) -> list[Document]:
+    """The update that counts deleted records of one stream, once however often it is done.
+
+    As in `counting`: ``x`` is always the number of deleted records up to ``y``. A piece that is deleted begins where
+    everything below was counted, is counted whole, and is counted before any of it becomes a shadow. So of a stream's
+    records that are still to be seen, those above ``y`` are the ones not yet counted, whoever counted the others.
+    """
+    path = f"c.{counter_key(partition)}"
+    new = {"$filter": {"input": offsets, "cond": {"$gt": ["$$this", {"$ifNull": [f"${path}.y", -1]}]}}}
+    return [
+        {
+            "$set": {
+                f"{path}.x": {"$add": [{"$ifNull": [f"${path}.x", 0]}, {"$size": new}]},
+                f"{path}.y": {"$max": [f"${path}.y", offsets[-1]]},
             }
         }
     ]
@@ -202,7 +233,7 @@ def stream_info(document: Document, partitions: Mapping[str, int]) -> StreamInfo
         name=document["_id"],
         spread=int(document["spread"]),
         created_ms=int(document["created"]),
-        events=int(sum(count["n"] for count in counts.values())),
+        events=int(sum(count["n"] - count.get("x", 0) for count in counts.values())),
         last_ms=int(max((count["t"] for count in counts.values()), default=0)),
         last={partitions[key]: int(counts[key]["o"]) for key in sorted(counts) if key in partitions},
     )

@@ -28,6 +28,8 @@ class PageReader:
         self._offsets: list[int] = []
         self._size = 0
         self._is_full = False
+        self.met_shadow = False
+        """Whether reading ended at what is deleted: the floor is above it."""
 
     async def read(self, low: int, high: int) -> HistoryPage:
         """The page over [low, high), which is below the checkpoint. ``missing`` has every offset that was not found."""
@@ -60,6 +62,9 @@ class PageReader:
         query = self._query
         for document in documents:
             self._offsets.append(offset_of(document["_id"]))
+            if "u" in document:
+                self.met_shadow = self._is_full = True
+                return True
             record = record_of(document)
             if record is None:
                 continue
@@ -76,3 +81,16 @@ class PageReader:
         if self._query.backwards:
             return holes(self._offsets[::-1], border, high)
         return holes(self._offsets, low, border)
+
+
+def above(page: HistoryPage, start: int, stop: int, floor: int, *, backwards: bool) -> HistoryPage:
+    """What a page is where everything below the floor is deleted: none of it is in it, and the page says so. It is a
+    page of [start, stop), read from any offset below the floor, or the floor, on."""
+    records = [record for record in page.records if record.offset >= floor]
+    if backwards:
+        following, last = (start if page.next <= floor else page.next), min(floor, stop)
+        first = following
+    else:
+        following = max(page.next, min(floor, stop))
+        first, last = start, min(floor, following)
+    return HistoryPage(records, following, page.missing, [(first, last)] if first < last else [])

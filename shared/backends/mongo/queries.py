@@ -75,18 +75,20 @@ def positions_between(partition: bytes, low: int, high: int) -> Query:
 def by_identities(partitions: Sequence[bytes], identities: Sequence[bytes]) -> Query:
     """Where these identities stand, and what a copy is compared with."""
     wanted = {"p": _any_of(partitions), "i": {"$in": list(identities)}}
-    return Query(EVENTS, wanted, BY_IDENTITY, projection={"_id": 1, "i": 1, "t": 1, "h": 1})
+    return Query(EVENTS, wanted, BY_IDENTITY, projection={"_id": 1, "i": 1, "t": 1, "w": 1, "h": 1})
 
 
 def by_identity(partitions: Sequence[bytes], identity: bytes) -> Query:
     """The record with this identity."""
-    return Query(EVENTS, {"p": _any_of(partitions), "i": identity}, BY_IDENTITY, limit=len(partitions))
+    wanted = {"p": _any_of(partitions), "i": identity, "s": {"$exists": True}}
+    return Query(EVENTS, wanted, BY_IDENTITY, limit=len(partitions))
 
 
 def by_prefix(partitions: Sequence[bytes], prefix: bytes, *, limit: int) -> Query:
     """Records whose identity begins so."""
     low, high = prefix_bounds(prefix)
-    return Query(EVENTS, {"p": _any_of(partitions), "i": {"$gte": low, "$lte": high}}, BY_IDENTITY, limit=limit)
+    wanted = {"p": _any_of(partitions), "i": {"$gte": low, "$lte": high}, "s": {"$exists": True}}
+    return Query(EVENTS, wanted, BY_IDENTITY, limit=limit)
 
 
 def first_since(partition: bytes, append_ms: int) -> Query:
@@ -95,10 +97,35 @@ def first_since(partition: bytes, append_ms: int) -> Query:
     return Query(EVENTS, wanted, BY_TIME, (("t", 1), ("_id", 1)), 1, {"_id": 1})
 
 
-def last_below(partition: bytes, high: int) -> Query:
-    """The last visible record below an offset, which is above 0."""
-    wanted = {"p": partition, "_id": _between(partition, 0, high), "t": {"$exists": True}}
+def last_within(partition: bytes, low: int, high: int) -> Query:
+    """The last visible record of [low, high)."""
+    wanted = {"p": partition, "_id": _between(partition, low, high), "t": {"$exists": True}}
     return Query(EVENTS, wanted, BY_POSITION, (("_id", -1),), 1, {"_id": 1, "t": 1})
+
+
+def oldest(partition: bytes, low: int, high: int, *, limit: int) -> Query:
+    """The first documents of [low, high), as far as deleting them takes it, and their sizes."""
+    wanted = {"p": partition, "_id": _between(partition, low, high)}
+    shown = {"_id": 1, "s": 1, "t": 1, "i": 1, "size": {"$bsonSize": "$$ROOT"}}
+    return Query(EVENTS, wanted, BY_POSITION, (("_id", 1),), limit, shown)
+
+
+def events_within(partition: bytes, low: int, high: int) -> Query:
+    """The visible records of [low, high) that have their identity: what leaves a shadow."""
+    kept = {"i": {"$exists": True}, "t": {"$exists": True}}
+    return Query(EVENTS, {"p": partition, "_id": _between(partition, low, high), **kept}, BY_POSITION)
+
+
+def nameless_within(partition: bytes, low: int, high: int) -> Query:
+    """Stubs and second copies of [low, high): what leaves none."""
+    wanted = {"p": partition, "_id": _between(partition, low, high), "i": {"$exists": False}}
+    return Query(EVENTS, wanted, BY_POSITION)
+
+
+def shadows(partition: bytes, low: int, high: int, *, limit: int) -> Query:
+    """The first documents of [low, high), where there are only shadows, and until when they stand."""
+    wanted = {"p": partition, "_id": _between(partition, low, high)}
+    return Query(EVENTS, wanted, BY_POSITION, (("_id", 1),), limit, {"_id": 1, "u": 1})
 
 
 def checkpoints_of(partitions: Sequence[bytes]) -> Query:

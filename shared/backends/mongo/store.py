@@ -21,8 +21,10 @@ from shared.backends.mongo.documents import (
     stream_info,
 )
 from shared.backends.mongo.driver import Calls, Database, all_of, fetch, fetch_until
-from shared.backends.mongo.pages import PageReader
-from shared.backends.mongo.ranges import joined, within, without
+from shared.backends.mongo.expiring import Expiring
+from shared.backends.mongo.floors import Floors
+from shared.backends.mongo.pages import PageReader, above
+from shared.backends.mongo.ranges import Range, joined, within, without
 from shared.backends.mongo.soundness import MOST_AT_ONCE, Soundness
 from shared.backends.mongo.spreads import SpreadCache
 from shared.backends.mongo.writing import move_checkpoints, write_events, write_tallies
@@ -32,6 +34,7 @@ from shared.partitioning import partitions_of_stream
 from shared.position import Epoch
 from shared.records import (
     Duplicate,
+    Expiry,
     FeedBatch,
     HistoryPage,
     NewEvent,
@@ -65,6 +68,8 @@ class MongoStore:
         self._known = dict.fromkeys(range(partitions), 0)
         self._spreads = SpreadCache()
         self._soundness = Soundness()
+        self._floors = Floors(database, calls, self._keys)
+        self._expiring = Expiring(database, calls, self._keys, self._floors)
 
     @property
     def is_log(self) -> bool:
@@ -78,20 +83,11 @@ class MongoStore:
 
     async def starts(self) -> Mapping[int, int]:
         """See `EventStore.starts`."""
-        query = queries.floors_of(self._keys)
-        floors = dict.fromkeys(range(self._partitions), 0)
-        for document in await self._calls.read(lambda: fetch(self._database, query)):
-            floors[partition_of_key(document["_id"])] = int(document.get("next", 0))
-        return floors
+        return await self._floors.all()
 
-    async def _deleted(self, partition: int) -> list[tuple[int, int]]:
-        """What of a partition was deleted on purpose, ascending."""
-        query = queries.floors_of([self._keys[partition]])
-        found: list[tuple[int, int]] = []
-        for document in await self._calls.read(lambda: fetch(self._database, query)):
-            found.append((0, int(document.get("next", 0))))
-            found += [(int(start), int(stop)) for start, stop in document.get("holes", ())]
-        return joined(sorted(found))
+    async def expire(self, expiry: Expiry) -> bool:
+        """See `ExpiringStore.expire`."""
+        return await self._expiring.expire(expiry, await self.checkpoints())
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -144,28 +140,41 @@ class MongoStore:
     async def page(self, query: PageQuery) -> HistoryPage:
         """See `EventStore.page`."""
         checkpoint = await self._checkpoint(query.partition, query.stop)
-        low, high = min(query.start, checkpoint), min(query.stop, checkpoint)
-        if low >= high or (query.streams is not None and not query.streams):
-            return HistoryPage([], low if query.backwards else max(low, high))
+        start, stop = min(query.start, checkpoint), min(query.stop, checkpoint)
+        if start >= stop or (query.streams is not None and not query.streams):
+            return HistoryPage([], start if query.backwards else max(start, stop))
         if query.limit <= 0:
-            return HistoryPage([], high if query.backwards else low)
+            return HistoryPage([], stop if query.backwards else start)
+        known = self._floors.known[query.partition]
+        page = await self._page(query, start, stop)
+        if not page.records and not query.backwards and known < self._floors.known[query.partition] < stop:
+            return await self._page(query, start, stop)  # nothing but what is deleted: it goes on behind that
+        return page
+
+    async def _page(self, query: PageQuery, start: int, stop: int) -> HistoryPage:
+        """The page over [start, stop), which is below the checkpoint."""
+        partition, backwards = query.partition, query.backwards
+        low, high = min(max(start, self._floors.known[partition]), stop), stop
+        if low == high:
+            return above(HistoryPage([], low), start, stop, self._floors.known[partition], backwards=backwards)
         if query.streams is not None:
-            if query.backwards:
+            if backwards:
                 low = max(low, high - MOST_AT_ONCE)
             else:
                 high = min(high, low + MOST_AT_ONCE)
-        reader = PageReader(self._database, self._calls, self._keys[query.partition], query)
+        reader = PageReader(self._database, self._calls, self._keys[partition], query)
         page = await reader.read(low, high)
+        missing, deleted = page.missing, list[Range]()
         if query.streams is not None:
-            covered = (page.next, high) if query.backwards else (low, page.next)
-            missing = await self._missing(query.partition, *covered)
-        else:
-            missing = page.missing
-        if not missing:
-            return HistoryPage(page.records, page.next)
-        # Deleted on purpose, which is said before it is done; or gone.
-        deleted = await self._deleted(query.partition)
-        return HistoryPage(page.records, page.next, without(missing, deleted), within(missing, deleted))
+            covered = (page.next, high) if backwards else (low, page.next)
+            missing = await self._missing(partition, *covered)
+        if missing or reader.met_shadow or query.streams is not None:
+            # Deleted on purpose, which is said before it is done; or gone. What is deleted a page of streams, and what
+            # was deleted while it was read any page, can only tell by the floor as it is now.
+            deleted = await self._floors.deleted(partition)
+        page = above(page, start, stop, self._floors.known[partition], backwards=backwards)
+        told = joined(sorted([*page.deleted, *within(missing, deleted)]))
+        return HistoryPage(page.records, page.next, without(missing, deleted), told)
 
     async def _missing(self, partition: int, start: int, stop: int) -> list[tuple[int, int]]:
         """`damage`, of a stretch that was read only in part. They are counted first, which mostly is enough."""
@@ -190,8 +199,9 @@ class MongoStore:
         """The ranges of [start, stop), below the checkpoint and not deleted on purpose, that have no documents although
         every offset should have one. Reads every position there."""
         high = min(stop, await self._checkpoint(partition, stop))
-        missing = await self._without_documents(partition, start, high)
-        return without(missing, await self._deleted(partition)) if missing else []
+        low = max(start, (await self._floors.all())[partition])
+        missing = await self._without_documents(partition, low, high)
+        return without(missing, await self._floors.deleted(partition)) if missing else []
 
     async def _without_documents(self, partition: int, low: int, high: int) -> list[tuple[int, int]]:
         found: list[int] = []
@@ -219,7 +229,10 @@ class MongoStore:
             query = queries.by_identity(self._keys, identity_of(stream, source, event_id))
         documents = await self._calls.read(lambda: fetch(self._database, query))
         records = [record for record in map(record_of, documents) if record is not None]
-        shown = [r for r in records if r.offset < await self._checkpoint(r.partition, r.offset + 1)]
+        floors = self._floors.known
+        shown = [
+            r for r in records if floors[r.partition] <= r.offset < await self._checkpoint(r.partition, r.offset + 1)
+        ]
         shown.sort(key=lambda record: (record.partition, record.offset))
         return shown[:1] if source is not None else shown
 
@@ -248,7 +261,7 @@ class MongoStore:
             found[event.identity] = Duplicate(
                 partition_of_key(position),
                 offset_of(position),
-                int(document["t"]),
+                int(document["t"] if "t" in document else document["w"]),
                 document["h"] == fingerprint(event.key, event.value),
             )
         return found
@@ -261,8 +274,9 @@ class MongoStore:
         asked = [partition for partition, checkpoint in checkpoints.items() if checkpoint]
         found = await all_of(*[self._first_since(partition, append_ms) for partition in asked])
         firsts = dict(zip(asked, found, strict=True))
+        floors = await self.starts()
         return {
-            partition: min(firsts.get(partition, checkpoint), checkpoint)
+            partition: min(max(firsts.get(partition, checkpoint), floors[partition]), checkpoint)
             for partition, checkpoint in checkpoints.items()
         }
 
@@ -274,9 +288,11 @@ class MongoStore:
     async def append_time(self, partition: int, offset: int) -> int | None:
         """See `EventStore.append_time`."""
         high = min(await self._checkpoint(partition, offset + 1), offset + 1)
-        if high <= 0:
+        await self._floors.read(partition)
+        low = self._floors.known[partition]
+        if low >= high:
             return None
-        query = queries.last_below(self._keys[partition], high)
+        query = queries.last_within(self._keys[partition], low, high)
         documents = await self._calls.read(lambda: fetch(self._database, query))
         return int(documents[0]["t"]) if documents else None
 

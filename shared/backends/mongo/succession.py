@@ -10,20 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from pymongo import UpdateOne
+from pymongo import ReplaceOne, UpdateOne
 
 from shared.backends.mongo.documents import (
     CHECKPOINTS,
     EVENTS,
+    FLOORS,
     STREAMS,
     Document,
     counter_key,
+    offset_of,
     partition_key,
     partition_of_key,
     position_key,
 )
-from shared.backends.mongo.driver import Calls, Database
+from shared.backends.mongo.driver import Calls, Database, fetch
+from shared.backends.mongo.queries import floors_of, records_between
 from shared.backends.mongo.store import MongoStore
 from shared.clock import Clock
 from shared.position import Epoch
@@ -93,6 +97,7 @@ class Epochs:
         events = 0
         for partition, stop in stops.items():
             events += await _copy(before, after, partition, stop)
+            await self._copy_floor(partition_key(old, partition), partition_key(new, partition))
         former = [
             FormerEpoch(each.epoch, {p: min(each.stops.get(p, 0), stop) for p, stop in stops.items()})
             for each in succession.former.get(old, ())
@@ -105,11 +110,29 @@ class Epochs:
             await self._drop(partition_key(old, partition), stop)
         return events
 
+    async def _copy_floor(self, old: bytes, new: bytes) -> None:
+        """Where a partition begins, and what it knows copies by of the events that retention has deleted."""
+        for floor in await self._calls.read(lambda: fetch(self._database, floors_of([old]))):
+            at, stop = int(floor.get("gone", 0)), int(floor.get("next", 0))
+            while at < stop:
+                query = records_between(old, at, stop, streams=None, backwards=False, limit=PAGE)
+                found = await self._calls.read(lambda query=query: fetch(self._database, query))  # type: ignore[misc]
+                shadows = [_moved(document, new) for document in found if "u" in document]
+                if shadows:
+                    await self._write(EVENTS, shadows)
+                at = offset_of(found[-1]["_id"]) + 1 if len(found) == PAGE else stop
+            marks = {name: int(floor[name]) for name in ("gone", "shadows") if name in floor}
+            said: Document = {"$set": {"next": stop, "cleared": stop, **marks}}
+            await self._write(FLOORS, [UpdateOne({"_id": new}, said, upsert=True)])
+
+    async def _write(self, collection: str, requests: Sequence[Any]) -> None:
+        await self._calls.write(lambda: self._database[collection].bulk_write(requests, ordered=False))
+
     async def _say(self, epoch: Epoch, former: Sequence[FormerEpoch], others: Sequence[Epoch]) -> None:
         stops = {str(each.epoch): [each.stops[p] for p in sorted(each.stops)] for each in former}
         said = {"$set": {"stops": stops, "others": [str(each) for each in others]}}
         update = UpdateOne({"_id": str(epoch)}, said, upsert=True)
-        await self._calls.write(lambda: self._database[CHECKPOINTS].bulk_write([update], ordered=False))
+        await self._write(CHECKPOINTS, [update])
 
     async def _drop(self, key: bytes, stop: int) -> None:
         """The documents and counts of a partition that was copied."""
@@ -120,6 +143,11 @@ class Epochs:
             wanted = {"p": key, "_id": {"$gte": low, "$lte": high}}
             deletes: Document = {"delete": EVENTS, "deletes": [{"q": wanted, "limit": 0}]}
             await self._calls.write(lambda deletes=deletes: self._database.command(deletes))  # type: ignore[misc]
+
+
+def _moved(document: Document, key: bytes) -> ReplaceOne[Document]:
+    position = position_key(key, offset_of(document["_id"]))
+    return ReplaceOne({"_id": position, "p": key}, {**document, "_id": position, "p": key}, upsert=True)
 
 
 def _uncounted(key: bytes) -> Document:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,8 @@ class Reader:
         self._conn = 0
         self._last_id = ""
         self._reached: dict[int, int] = {}
+        self._vector: Mapping[int, int] = {}
+        """What the last id says."""
 
     def is_done(self) -> bool:
         """Whether it has been told of everything that is in the log."""
@@ -226,6 +229,14 @@ class Reader:
                 await wire.put(chunk)
         await wire.put(None)
 
+    def _is_true(self, detail: dict[str, Any]) -> bool:
+        """Whether all of that was deleted, and not given before."""
+        if detail["reason"] != "retention":
+            return False
+        partition, start, stop = int(detail["partition"]), int(detail["from"]), int(detail["to"])
+        given = self._vector.get(partition, 0)
+        return given <= start < stop <= self._world.store.floors[partition]
+
     def _take(self, kind: str, cursor: str, data: bytes) -> None:
         self._world.trace("block", self._name, kind, cursor, data[:80])
         if kind == "cdrs.gap":
@@ -235,11 +246,15 @@ class Reader:
                 "gap", reason=detail["reason"], partition=detail.get("partition"), next=resumes,
                 to=detail.get("to"), **{"from": detail.get("from")},
             )  # fmt: skip
-            # Nothing is ever deleted in this world, and no cursor is invented: there is nothing to tell of.
-            self._world.verdict.add("notice", f"{self._name}: {detail}")
+            # No cursor is invented in this world: there is nothing to tell of but what was deleted.
+            if not self._is_true(detail):
+                self._world.verdict.add("notice", f"{self._name}: {detail}")
+            for partition, offset in resumes.items():
+                self._reached[partition] = max(self._reached.get(partition, 0), offset)
         elif kind in ("", "message", "cdrs.cursor"):
             epoch, vector = read_cursor(cursor)
             self._last_id = cursor
+            self._vector = vector
             for partition, offset in vector.items():
                 self._reached[partition] = max(self._reached.get(partition, 0), offset)
             if kind == "cdrs.cursor":

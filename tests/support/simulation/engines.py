@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shared.errors import InternalError, OutcomeUnknown, StaleStream, StreamConflict, Unavailable
+from shared.errors import Gone, InternalError, OutcomeUnknown, StaleStream, StreamConflict, Unavailable
 from shared.ports import Beat, Member
 from shared.position import Epoch
-from shared.records import Duplicate, FeedBatch, HistoryPage, LogBatch, NewEvent, PageQuery, Record, StreamInfo
+from shared.records import Duplicate, Expiry, FeedBatch, HistoryPage, LogBatch, NewEvent, PageQuery, Record, StreamInfo
 
 if TYPE_CHECKING:
     from simulation.world import Process, World
@@ -37,6 +37,8 @@ class Log:
         self.places: dict[bytes, Record] = {}
         self.spreads: dict[str, int] = {}
         """What streams exist, with what spread, where the log is the store too."""
+        self.kept: dict[int, int] = dict.fromkeys(range(partitions), 0)
+        """Partition → first record that can still be read. All stay in ``records``, to judge by."""
         self.is_away = False
         self.grown = asyncio.Event()
 
@@ -64,6 +66,20 @@ class Log:
         if self.decides_identity:
             self.places[event.identity] = record
         return None
+
+    def trim(self, partition: int, below: int) -> None:
+        """Let go of what is below, or of a part of it."""
+        start, chaos = self.kept[partition], self.world.weather
+        if below > start:
+            self.kept[partition] = start + chaos.piece(below - start)
+            self.world.trace("trim", partition, self.kept[partition])
+
+    def show_again(self) -> None:
+        """As brokers do that fall over soon after they deleted something."""
+        for partition, start in self.kept.items():
+            if start and not self.decides_identity:
+                self.kept[partition] = self.world.random.randint(0, start)
+                self.world.trace("show again", partition, self.kept[partition])
 
     def visible(self, partition: int, window: int) -> list[Record]:
         """What subscribers must see; the rule as it is written, worked out anew here."""
@@ -122,7 +138,28 @@ class LogHandle:
 
     async def starts(self) -> Mapping[int, int]:
         await self._process.call(0)
-        return dict.fromkeys(self._log.records, 0)
+        return dict(self._log.kept)
+
+    async def firsts(self) -> Mapping[int, tuple[int, int]]:
+        await self._process.call(0)
+        found: dict[int, tuple[int, int]] = {}
+        for partition, records in self._log.records.items():
+            first = next((record for record in records if record.offset >= self._log.kept[partition]), None)
+            if first is not None:
+                found[partition] = first.offset, first.append_ms
+        return found
+
+    async def trim(self, below: Mapping[int, int]) -> None:
+        log, world = self._log, self._log.world
+        await self._process.call(world.weather.delay())
+        if log.is_away or world.weather.hits(world.weather.refuse):
+            raise Unavailable("the log is away")
+        for partition, offset in below.items():
+            if offset > world.store.checkpoints[partition] - world.window:
+                world.verdict.add("lost", f"partition {partition}: trimmed to {offset}, which is too far")
+            log.trim(partition, offset)
+        if not world.is_healing and world.random.random() < 0.3:
+            world.loop.call_later(world.random.random() * 3, log.show_again)
 
 
 class TailHandle:
@@ -159,6 +196,8 @@ class TailHandle:
         chaos = self._log.world.weather
         for partition, start in self.positions.items():
             end = self._log.ends[partition]
+            if start < self._log.kept[partition]:
+                raise Gone("deleted", partition=partition, start=self._log.kept[partition])
             if start >= end:
                 continue
             ahead = [record for record in self._log.records[partition] if record.offset >= start]
@@ -179,6 +218,10 @@ class TailHandle:
         self.positions = {}
 
 
+def _deleted(start: int, stop: int, floor: int) -> list[tuple[int, int]]:
+    return [(start, min(stop, floor))] if start < min(stop, floor) else []
+
+
 class Store:
     """What is in the store (where it is not the log): a document or a stub for each offset, and checkpoints."""
 
@@ -187,6 +230,8 @@ class Store:
         self.log = log
         self.documents: dict[int, dict[int, Record | None]] = {partition: {} for partition in log.records}
         self.checkpoints: dict[int, int] = dict.fromkeys(log.records, 0)
+        self.floors: dict[int, int] = log.kept if log.decides_identity else dict.fromkeys(log.records, 0)
+        """What is below is not shown any more; it stays in ``documents``, to judge by and for copies of it."""
         self.is_away = False
 
     def put(self, partition: int, offset: int, record: Record | None) -> None:
@@ -198,7 +243,24 @@ class Store:
             return
         documents[offset] = record
 
+    def expire(self, expiry: Expiry) -> bool:
+        """Raise some floors."""
+        chaos, is_more = self.world.weather, False
+        for partition, floor in self.floors.items():
+            old = [r.offset for r in self.known(partition) if r.offset >= floor and r.append_ms < expiry.before_ms]
+            if old:
+                self.floors[partition] = old[chaos.piece(len(old)) - 1] + 1
+                self.world.trace("expire", partition, self.floors[partition])
+                is_more = True
+        return is_more
+
     def kept(self, partition: int) -> list[Record]:
+        """What is shown."""
+        floor = self.floors[partition]
+        return [record for record in self.known(partition) if record.offset >= floor]
+
+    def known(self, partition: int) -> list[Record]:
+        """What copies are compared with."""
         checkpoint = self.checkpoints[partition]
         if self.log.decides_identity:
             return list(self.log.records[partition])
@@ -232,7 +294,7 @@ class StoreHandle:
 
     async def page(self, query: PageQuery) -> HistoryPage:
         await self._reach()
-        stop = min(query.stop, self._checkpoints()[query.partition])
+        floor, stop = self._store.floors[query.partition], min(query.stop, self._checkpoints()[query.partition])
         kept = [
             record
             for record in self._store.kept(query.partition)
@@ -241,17 +303,25 @@ class StoreHandle:
         taken: list[Record] = []
         for record in reversed(kept) if query.backwards else kept:
             if len(taken) >= query.limit or sum(len(r.value) for r in taken) >= query.max_bytes:
-                return HistoryPage(taken, record.offset + 1 if query.backwards else record.offset)
+                following = record.offset + 1 if query.backwards else record.offset
+                break
             taken.append(record)
-        return HistoryPage(taken, query.start if query.backwards else max(stop, query.start))
+        else:
+            following = query.start if query.backwards else max(stop, query.start)
+        covered = (following, stop) if query.backwards else (query.start, following)
+        return HistoryPage(taken, following, [], _deleted(*covered, floor))
 
     async def find(self, stream: str, event_id: str, source: str | None) -> Sequence[Record]:
         raise NotImplementedError
 
     async def offset_at(self, append_ms: int) -> Mapping[int, int]:
         await self._reach()
+        floors = self._store.floors
         return {
-            partition: next((r.offset for r in self._store.kept(partition) if r.append_ms >= append_ms), checkpoint)
+            partition: next(
+                (r.offset for r in self._store.kept(partition) if r.append_ms >= append_ms),
+                max(checkpoint, floors[partition]),
+            )
             for partition, checkpoint in self._checkpoints().items()
         }
 
@@ -278,7 +348,17 @@ class StoreHandle:
 
     async def starts(self) -> Mapping[int, int]:
         await self._reach()
-        return dict.fromkeys(self._store.documents, 0)
+        return dict(self._store.floors)
+
+    async def expire(self, expiry: Expiry) -> bool:
+        await self._reach()
+        is_more = self._store.expire(expiry)
+        if self._store.world.weather.hits(self._store.world.weather.unanswered):
+            raise OutcomeUnknown("no answer")
+        return is_more
+
+    async def give_up(self, partition: int, start: int, stop: int) -> None:
+        self._store.world.verdict.add("lost", f"partition {partition}: [{start}, {stop}) is given up")
 
     async def persist(self, *batches: FeedBatch) -> None:
         for batch in batches:
@@ -308,7 +388,7 @@ class StoreHandle:
         await self._reach()
         wanted = {event.identity: event for event in events}
         found: dict[bytes, Duplicate] = {}
-        for record in self._store.kept(partition):
+        for record in self._store.known(partition):
             event = wanted.get(record.identity)
             if event is not None:
                 same = record.value == event.value and record.key == event.key

@@ -12,13 +12,17 @@ from unittest import mock
 
 import cdrs.judgement
 import cdrs.persist
+import cdrs.retention
 import gateway.hub
+import gateway.merging
+import gateway.recent
 import gateway.segments
 import gateway.starts
 import shared.position
 from cdrs.judgement import Kind, Verdict
+from gateway.gaps import Loss
 from shared.position import Epoch
-from shared.records import FeedBatch, Record
+from shared.records import FeedBatch, HistoryPage, Record
 
 
 @contextmanager
@@ -94,10 +98,34 @@ def resume_at_latest() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def deletion_untold() -> Iterator[None]:
+    """A gateway passes over what retention has deleted as if there never was anything."""
+
+    def losses(page: HistoryPage | FeedBatch) -> list[tuple[Loss, int, int]]:
+        return [("damage", start, stop) for start, stop in page.missing]
+
+    with (
+        mock.patch.object(gateway.merging, "losses", losses),
+        mock.patch.object(gateway.recent, "losses", losses),
+        mock.patch.object(gateway.hub, "losses", losses),
+    ):
+        yield
+
+
+@contextmanager
+def window_trimmed() -> Iterator[None]:
+    """The log is asked to delete all that is deleted in the store, also what judgement begins with."""
+    with mock.patch.object(cdrs.retention, "trimmed_to", lambda *, floor, **_: floor):
+        yield
+
+
 BUGS: dict[str, Callable[[], Any]] = {
     "checkpoint-before-durable": checkpoint_before_durable,
     "window-off": window_off,
     "base-ignored": base_ignored,
     "cursor-off-by-one": cursor_off_by_one,
     "resume-at-latest": resume_at_latest,
+    "deletion-untold": deletion_untold,
+    "window-trimmed": window_trimmed,
 }

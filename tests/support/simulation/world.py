@@ -43,6 +43,7 @@ from shared.settings import (
     NodeSettings,
     PersistSettings,
     RegistrySettings,
+    RetentionSettings,
     Settings,
     SseSettings,
 )
@@ -50,12 +51,13 @@ from shared.telemetry import Telemetry
 
 T = TypeVar("T")
 WINDOW = 16
+MAX_AGES = (0.2, 1.0)
 PATIENCE = 90.0
 """Virtual seconds after the last fault in which everything must have healed."""
 
 
-@lru_cache(maxsize=1)
-def settings() -> Settings:
+@lru_cache(maxsize=3)
+def settings(*, max_age: float = 0.0) -> Settings:
     """Small windows, rings and deadlines, so that a few dozen events meet every edge of them."""
     return Settings(
         node=NodeSettings(window=WINDOW, ring_records=16),
@@ -63,6 +65,7 @@ def settings() -> Settings:
         gateway=GatewaySettings(produce_timeout=3.0, handoff_timeout=1.0, handoff_events=6),
         sse=SseSettings(ring_records=16, backlog_bytes=4096, heartbeat=4.0, retry=0.1, max_age=20.0),
         registry=RegistrySettings(),
+        retention=RetentionSettings(max_age=max_age, interval=0.1),
     )
 
 
@@ -150,7 +153,8 @@ class NodeProcess(Process):
         log, store = LogHandle(world.log, self), StoreHandle(world.store, self)
         ids = [(each, 1.0) for each in world.node_ids]
         self.node = Node(
-            log, store, settings(), world.clock, node_id=self.id, incarnation=str(self.incarnation),
+            log, store, settings(max_age=world.max_age), world.clock,
+            node_id=self.id, incarnation=str(self.incarnation),
             preferred=lambda partition: rendezvous(partition, ids)[0] == self.id,
         )  # fmt: skip
         # Wake-ups in the order of arrival: a set of them would follow their addresses.
@@ -239,6 +243,9 @@ class World:
         self.random = random.Random(seed)
         self.plan = Plan.draw(self.random)
         self.weather = Weather.draw(self.random)
+        self.max_age = random.Random(f"{seed}/retention").choice((0.0, 0.0, *MAX_AGES))
+        """Seconds after which events are deleted; 0: never."""
+        self.window = WINDOW
         self.telemetry = Telemetry(version="sim")
         self.verdict = Verdict()
         self.cut: set[tuple[str, str]] = set()
