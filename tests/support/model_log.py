@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import orjson
 
 from cdrs.judgement import Judge, Kind
-from shared.errors import Gone
+from shared.errors import Gone, Unavailable
 from shared.position import Epoch
 from shared.records import (
     DataKind,
     Duplicate,
+    FeedBatch,
     HistoryPage,
     LogBatch,
     NewEvent,
@@ -210,6 +211,10 @@ class ModelStore:
         deleted = [(max(a, query.start), min(b, stop)) for p, a, b in self.holes if p == query.partition]
         deleted = [(first, last) for first, last in deleted if first < last]
         return HistoryPage(taken, query.start if query.backwards else max(stop, query.start), [], deleted)
+
+    async def persist(self, *_batches: FeedBatch) -> None:
+        if self.persisted is not None:
+            raise Unavailable("this store stays where it was put")
 
     async def give_up(self, partition: int, start: int, stop: int) -> None:
         assert self.persisted is not None
