@@ -122,6 +122,8 @@ class Submission:
         self.pending -= len(indexes)
         self.bytes -= size
         self._progress = True
+        if not self.pending:
+            self._chunks.clear()  # they point back here, and such circles are left to the collector
         self._release(size)
 
     def wake(self) -> None:

@@ -67,7 +67,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The offset that the appending node's tail had reached when it looked the identity up and found it absent."""
 
 
-class LogBatch(msgspec.Struct, frozen=True, array_like=True):
+class LogBatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Consecutive records of one partition, as a tail read them. Nothing between ``start`` and ``next`` is left out."""
 
     partition: int
@@ -87,7 +87,7 @@ class ForeignRecord(msgspec.Struct, frozen=True):
     """Its bytes, as far as they could be told from those around it."""
 
 
-class FeedBatch(msgspec.Struct, frozen=True, array_like=True):
+class FeedBatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The visible records of one partition in [start, next). Offsets that are missing are void or duplicates."""
 
     partition: int
@@ -100,7 +100,7 @@ class FeedBatch(msgspec.Struct, frozen=True, array_like=True):
     """Ranges of offsets therein that were deleted on purpose; none of it is in the batch."""
 
 
-class Duplicate(msgspec.Struct, frozen=True, array_like=True):
+class Duplicate(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The identity is in the log already, at this place."""
 
     partition: int
@@ -110,7 +110,7 @@ class Duplicate(msgspec.Struct, frozen=True, array_like=True):
     """Whether value and ordering key are those of the event that was refused as its copy."""
 
 
-class Settlement(msgspec.Struct, frozen=True, array_like=True):
+class Settlement(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How one event of a handoff ended. Either stored (or found stored) at an offset, or refused with a problem."""
 
     partition: int = -1
