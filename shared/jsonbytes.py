@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -55,6 +55,22 @@ def is_json(text: bytes) -> bool:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
+
+
+def are_json(lines: Sequence[bytes], text: bytes) -> bool:
+    """`is_json` of each of these lines, which nothing surrounds, with one look at all of them: ``text``, which is they
+    with line feeds between them. False also where one of them has so many brackets that it may be too deep."""
+    try:
+        # The decoder takes what is between values for white space and no more: a line may hold two, two lines one.
+        if [bytes(value) for value in _raw_value.decode_lines(text)] != lines:
+            return False
+        if not text.isascii():
+            text.decode("utf-8")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    if text.count(b"{") + text.count(b"[") <= MAX_DEPTH:
+        return True
+    return all(line.count(b"{") + line.count(b"[") <= MAX_DEPTH for line in lines)
 
 
 def check_json(text: bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 
 import msgspec
@@ -216,6 +217,17 @@ def identity_of(stream: str, source: str, event_id: str) -> bytes:
     head = _stream_hash(stream).copy()
     head.update(event_id.encode())
     return head.digest() + _source_hash(source)
+
+
+def identities_of(stream: str, source: str, event_ids: Iterable[str]) -> list[bytes]:
+    """`identity_of` each, for half the price."""
+    begin, end = _stream_hash(stream).copy, _source_hash(source)
+    identities: list[bytes] = []
+    for event_id in event_ids:
+        head = begin()
+        head.update(event_id.encode())
+        identities.append(head.digest() + end)
+    return identities
 
 
 def identity_prefix(stream: str, event_id: str) -> bytes:
