@@ -20,6 +20,7 @@ MAX_DEPTH = 32
 """Deepest nesting of arrays and objects in a payload."""
 
 WHITE_SPACE = b" \t\r\n"
+_OPENING = frozenset(b"{[")
 
 _raw_value = msgspec.json.Decoder(msgspec.Raw)
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -68,7 +69,8 @@ def are_json(lines: Sequence[bytes], text: bytes) -> bool:
             text.decode("utf-8")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
-    if text.count(b"{") + text.count(b"[") <= MAX_DEPTH:
+    begun = sum([line[0] in _OPENING for line in lines])
+    if text.count(b"{") + text.count(b"[") - begun < MAX_DEPTH:
         return True
     return all(line.count(b"{") + line.count(b"[") <= MAX_DEPTH for line in lines)
 
