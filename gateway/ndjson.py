@@ -117,6 +117,8 @@ class NdjsonResponse(Response):
         """Something was answered."""
         self._waiting_lines = 0
         self._waiting_bytes = 0
+        self._last = b""
+        """The answers to the last lines, sent with the summary behind them."""
         self._is_read = False
         self._is_gone = False
         self._cut: CdrsError | None = None
@@ -242,7 +244,9 @@ class NdjsonResponse(Response):
             chunk = self._chunks.popleft()
             settlements = await settle(self._context, chunk.drafts, chunk.pending) if chunk.pending else ()
             answers = self._answers(chunk, settlements)
-            if answers:
+            if self._is_read and not self._chunks:
+                self._last = answers
+            elif answers:
                 await self._write(answers)
             self._waiting_lines -= chunk.size
             self._waiting_bytes -= chunk.bytes
@@ -300,7 +304,7 @@ class NdjsonResponse(Response):
 
     async def _finish(self) -> None:
         last = Summary(self._tally) if self._cut is None else LineProblem.of(self._tally.lines + 1, self._cut)
-        await self._write(_line(last), more=False)
+        await self._write(self._last + _line(last), more=False)
 
 
 def _line(answer: LineProblem | Summary) -> bytes:

@@ -217,17 +217,14 @@ class Handoff:
             self.events = [event for part in kept for event in part.events]
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Give each event its result and wake each submission once."""
+        """Give each event its result and wake each submission, of which there is one part here."""
         at = 0
-        woken: set[int] = set()
         for part in self.parts:
             upto = at + len(part.events)
             part.submission.settle(part.indexes, settlements[at:upto], part.size)
             at = upto
         for part in self.parts:
-            if id(part.submission) not in woken:
-                woken.add(id(part.submission))
-                part.submission.wake()
+            part.submission.wake()
 
     def by_stream(self) -> list[Handoff]:
         """The same events as one handoff for each stream, each in order."""
