@@ -23,9 +23,9 @@ class PartitionRing:
 
     def __init__(self, partition: int, start: int, *, max_records: int, max_bytes: int) -> None:
         self.partition = partition
-        self.start = start
+        self.start: int = start
         """First offset covered."""
-        self.next = start
+        self.next: int = start
         """First offset not yet covered."""
         self._max_records = max_records
         self._max_bytes = max_bytes
