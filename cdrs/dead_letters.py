@@ -159,9 +159,7 @@ class DeadLetters:
         self._dropped += 1
         now = self._clock.monotonic()
         if now - self._said_at >= SAY_EVERY:
-            logger.warning(
-                "too many records that are not ours: %d were skipped without a dead letter", self._dropped
-            )
+            logger.warning("too many records that are not ours: %d were skipped without a dead letter", self._dropped)
             self._dropped, self._said_at = 0, now
 
     def _due(self) -> deque[_Letter] | None:

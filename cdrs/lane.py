@@ -175,7 +175,8 @@ class BaseLane(ABC):
         """Nothing more will come of this batch."""
         if not batch.is_over:
             self._detach(batch)
-            self._release(sum(handoff.size for handoff in batch.handoffs))
+            self._release(sum([handoff.size for handoff in batch.handoffs]))
+            batch.handoffs = ()  # they point back at it, and such circles are left to the collector
 
     def _detach(self, batch: Batch) -> None:
         """Nothing more shall be written into this batch."""

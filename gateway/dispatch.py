@@ -15,7 +15,7 @@ from typing import Protocol
 from gateway.admission import Admission
 from gateway.handing import Lane
 from gateway.routing import NodeHandle, Router
-from gateway.submission import EVENT_OVERHEAD, Chunk, Handoff, Submission, size_of
+from gateway.submission import ALONE, EVENT_OVERHEAD, Chunk, Handoff, Submission, size_of
 from shared.clock import Clock
 from shared.deadlines import Deadlines
 from shared.direct import HandedOver
@@ -95,11 +95,7 @@ class Dispatcher:
         size = size_of(event)
         submission = self._submission(1, size, timeout)
         submission.when_done(done, self._deadlines)
-        chunk = Chunk(submission)
-        chunk.indexes.append(0)
-        chunk.events.append(event)
-        chunk.bytes = size
-        self._put(partition, chunk)
+        self._put(partition, Chunk(submission, ALONE, (event,), size))
         return submission
 
     def submit(self, events: Sequence[tuple[int, NewEvent]], *, timeout: float) -> Submission:
@@ -108,7 +104,6 @@ class Dispatcher:
         Raises `Overloaded` when too much is waiting, `Unavailable` before the first node was reached: nothing of it
         will be stored.
         """
-        self.check()
         shares: dict[int, tuple[list[int], list[NewEvent]]] = {}
         for index, (partition, event) in enumerate(events):
             share = shares.get(partition)
@@ -117,12 +112,21 @@ class Dispatcher:
             else:
                 share[0].append(index)
                 share[1].append(event)
+        return self._submit(shares, len(events), timeout)
+
+    def submit_run(self, partition: int, events: Sequence[NewEvent], *, timeout: float) -> Submission:
+        """`submit` of events that all go to one partition."""
+        return self._submit({partition: (range(len(events)), events)}, len(events), timeout)
+
+    def _submit(
+        self, shares: Mapping[int, tuple[Sequence[int], Sequence[NewEvent]]], count: int, timeout: float
+    ) -> Submission:
+        """``shares``: partition → its events, and their places among all."""
+        self.check()
         sizes = [sum([len(event.value) for event in of]) + EVENT_OVERHEAD * len(of) for _, of in shares.values()]
-        submission = self._submission(len(events), sum(sizes), timeout)
+        submission = self._submission(count, sum(sizes), timeout)
         for (partition, (indexes, of)), size in zip(shares.items(), sizes, strict=True):
-            chunk = Chunk(submission)
-            chunk.indexes, chunk.events, chunk.bytes = indexes, of, size
-            self._put(partition, chunk)
+            self._put(partition, Chunk(submission, indexes, of, size))
         return submission
 
     def check(self) -> None:

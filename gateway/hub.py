@@ -107,7 +107,7 @@ class Hub:
         vector = self.vector
         buckets_of = self._index.buckets
         dispatched = ""
-        for record in batch.records:
+        for record in batch.records if len(self._index) else ():
             buckets = buckets_of(record.stream)
             if buckets:
                 vector.advance(record.partition, record.offset + 1)

@@ -33,6 +33,11 @@ async def submit(context: GatewayContext, drafts: Sequence[Draft]) -> Pending:
     unknown = {stream for stream, spread in routes if spread == SPREAD_UNKNOWN}
     if unknown:
         await context.catalog.learn(unknown)
+    if len(routes) == 1 and drafts[0].event.spread == 1:  # as a rule: one stream, which stands in one partition
+        home = partition_of(drafts[0].event.stream, None, "", partitions=context.router.partitions)
+        return context.dispatcher.submit_run(
+            home, [draft.event for draft in drafts], timeout=context.settings.gateway.produce_timeout
+        )
     placed = _placed(context, drafts, routes)
     return context.dispatcher.submit(placed, timeout=context.settings.gateway.produce_timeout)
 
@@ -43,9 +48,6 @@ def _placed(
     """Each event behind its partition; ``routes`` are the streams and spreads among them."""
     partitions = context.router.partitions
     homes = {stream: partition_of(stream, None, "", partitions=partitions) for stream, spread in routes if spread <= 1}
-    if len(routes) == 1 and (draft := drafts[0]).event.spread == 1:
-        home = homes[draft.event.stream]  # as a rule: one stream, which stands in one partition
-        return [(home, draft.event) for draft in drafts]
     placed: list[tuple[int, NewEvent]] = []
     for draft in drafts:
         event = draft.event

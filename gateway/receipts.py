@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -11,6 +11,8 @@ from gateway.problems import problem_document
 from shared.errors import BY_PROBLEM, CdrsError, InternalError
 from shared.position import Epoch, PartitionCursors, partition_cursors
 from shared.records import Settlement
+
+encoder = msgspec.json.Encoder()
 
 _INTERNAL = frozenset({"stale-epoch", "stale-stream", "link-broken"})
 """Problems among our own processes; to a producer they mean that the event was not stored."""
@@ -32,15 +34,27 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     """``window``: the store was away, so only the last records in a node's memory were searched for a copy."""
 
 
+class _Line(NamedTuple):
+    """The JSON of a partition's receipts, without what differs between them."""
+
+    cursors: PartitionCursors
+    before_id: bytes
+    before_stream: bytes
+    before_cursor: bytes
+    before_offset: bytes
+    end: bytes
+
+
 class ReceiptWriter:
     """Makes the receipts of one request."""
 
-    __slots__ = ("_cursors", "_epoch", "_epoch_text")
+    __slots__ = ("_cursors", "_epoch", "_epoch_text", "_lines")
 
     def __init__(self, epoch: Epoch) -> None:
         self._epoch = epoch
         self._epoch_text = str(epoch)
         self._cursors: dict[int, PartitionCursors] = {}
+        self._lines: dict[int, _Line] = {}
 
     def receipt(self, event_id: str, stream: str, settlement: Settlement) -> Receipt:
         """For an event that was settled without a problem."""
@@ -52,6 +66,26 @@ class ReceiptWriter:
         if settlement.window_only:
             return Receipt(event_id, stream, text, self._epoch_text, partition, str(offset), duplicate, "window")
         return Receipt(event_id, stream, text, self._epoch_text, partition, str(offset), duplicate)
+
+    def line(self, event_id: str, stream: str, settlement: Settlement) -> bytes:
+        """`receipt` as JSON with a line feed behind it, for a third of the price."""
+        if settlement.duplicate or settlement.window_only:
+            return encoder.encode(self.receipt(event_id, stream, settlement)) + b"\n"
+        offset = settlement.offset
+        cursors, before_id, before_stream, before_cursor, before_offset, end = self._lines.get(
+            settlement.partition
+        ) or self._line(settlement.partition)
+        return b"".join((
+            before_id, encoder.encode(event_id), before_stream, stream.encode(), before_cursor,
+            cursors.bytes_at(offset + 1), before_offset, b"%d" % offset, end,
+        ))  # fmt: skip
+
+    def _line(self, partition: int) -> _Line:
+        sample = Receipt("@", "@", "@", self._epoch_text, partition, "@", duplicate=False)
+        parts = encoder.encode(sample).replace(b'"@"', b"@", 1).split(b"@")  # the id comes with its quotes
+        parts[-1] += b"\n"
+        line = self._lines[partition] = _Line(partition_cursors(self._epoch, partition), *parts)
+        return line
 
 
 def error_of(settlement: Settlement, event_id: str) -> CdrsError:
@@ -102,6 +136,3 @@ class Summary(msgspec.Struct, frozen=True):
     """The last line of an NDJSON answer; where it is missing, the request was cut off."""
 
     summary: Tally
-
-
-encoder = msgspec.json.Encoder()

@@ -128,9 +128,9 @@ class ShortcutProtocol(CdrsHttpProtocol):
             if target is None:
                 break
             end = data.find(b"\r\n\r\n", end_of_line)
-            if end < 0:
-                break
             block = data[end_of_line + 2 : end]
+            if end < 0 or shortcut.declines(block):
+                break
             start = end + 4
             fields = shortcut.fields(block)
             if fields is None:

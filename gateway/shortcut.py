@@ -102,6 +102,8 @@ class Shortcut:
         self.context = context
         self._targets: dict[bytes, Target] = {}
         self._fields: dict[bytes, Fields] = {}
+        self._declined: dict[bytes, None] = {}
+        """Blocks of fields that are never for us, such as those of NDJSON."""
         self._seen: set[int] = set()
         """Hashes of blocks that came once."""
         self._receipts: ReceiptWriter | None = None
@@ -132,6 +134,10 @@ class Shortcut:
         """What a block of fields says, where it has come before."""
         return self._fields.get(block)
 
+    def declines(self, block: bytes) -> bool:
+        """Whether a block of fields has come before and is nothing for us."""
+        return block in self._declined
+
     def read(self, block: bytes, headers: Headers, *, keep_alive: bool) -> Fields | None:
         """What a block of fields says that the parser has just read as these (names in lower case); None where it is
         nothing for us. It is kept when it comes for the second time."""
@@ -144,7 +150,11 @@ class Shortcut:
         except CdrsError:
             return None
         framing = head.framing
-        if head.kind not in _KINDS or framing.length is None or framing.is_chunked or framing.expects_continue:
+        if head.kind not in _KINDS:
+            if len(block) <= MAX_FIELDS and not any(name.startswith(_SINGULAR) for name, _ in headers):
+                _keep(self._declined, block, None)
+            return None
+        if framing.length is None or framing.is_chunked or framing.expects_continue:
             return None
         if framing.length > min(self.context.settings.gateway.max_event_bytes, MAX_BODY):
             return None

@@ -24,6 +24,10 @@ UNKNOWN = Settlement(
 )
 
 
+ALONE = (0,)
+"""The places of a submission's only event."""
+
+
 def size_of(event: NewEvent) -> int:
     """Bytes an event is counted with."""
     return len(event.value) + EVENT_OVERHEAD
@@ -117,11 +121,16 @@ class Submission:
         if not self.pending:
             return
         results = self.results
-        for index, settlement in zip(indexes, settlements, strict=True):
-            results[index] = settlement
+        if len(indexes) == len(results):  # all of it: the places are ascending
+            results[:] = settlements
+        else:
+            for index, settlement in zip(indexes, settlements, strict=True):
+                results[index] = settlement
         self.pending -= len(indexes)
         self.bytes -= size
         self._progress = True
+        if not self.pending:
+            self._chunks.clear()  # they point back here, and such circles are left to the collector
         self._release(size)
 
     def wake(self) -> None:
@@ -160,11 +169,12 @@ class Chunk:
 
     __slots__ = ("bytes", "events", "handoff", "indexes", "submission", "taken")
 
-    def __init__(self, submission: Submission) -> None:
+    def __init__(self, submission: Submission, indexes: Sequence[int], events: Sequence[NewEvent], size: int) -> None:
         self.submission = submission
-        self.indexes: list[int] = []
-        self.events: list[NewEvent] = []
-        self.bytes = 0
+        self.indexes = indexes
+        """Their places in the submission."""
+        self.events = events
+        self.bytes = size
         self.taken = 0
         """How many are, or were, part of a handoff."""
         self.handoff: Handoff | None = None
@@ -176,7 +186,7 @@ class Part:
 
     __slots__ = ("events", "indexes", "size", "submission")
 
-    def __init__(self, submission: Submission, indexes: list[int], events: list[NewEvent], size: int) -> None:
+    def __init__(self, submission: Submission, indexes: Sequence[int], events: Sequence[NewEvent], size: int) -> None:
         self.submission = submission
         self.indexes = indexes
         self.events = events
@@ -207,32 +217,28 @@ class Handoff:
             self.events = [event for part in kept for event in part.events]
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
-        """Give each event its result and wake each submission once."""
+        """Give each event its result and wake each submission, of which there is one part here."""
         at = 0
-        woken: set[int] = set()
         for part in self.parts:
             upto = at + len(part.events)
             part.submission.settle(part.indexes, settlements[at:upto], part.size)
             at = upto
         for part in self.parts:
-            if id(part.submission) not in woken:
-                woken.add(id(part.submission))
-                part.submission.wake()
+            part.submission.wake()
 
     def by_stream(self) -> list[Handoff]:
         """The same events as one handoff for each stream, each in order."""
         streams: dict[str, Handoff] = {}
         for part in self.parts:
-            shares: dict[str, Part] = {}
+            shares: dict[str, tuple[list[int], list[NewEvent]]] = {}
             for index, event in zip(part.indexes, part.events, strict=True):
-                share = shares.setdefault(event.stream, Part(part.submission, [], [], 0))
-                share.indexes.append(index)
-                share.events.append(event)
-                share.size += size_of(event)
-            for stream, share in shares.items():
+                indexes, events = shares.setdefault(event.stream, ([], []))
+                indexes.append(index)
+                events.append(event)
+            for stream, (indexes, events) in shares.items():
                 handoff = streams.setdefault(stream, Handoff())
-                handoff.parts.append(share)
-                handoff.events += share.events
+                handoff.parts.append(Part(part.submission, indexes, events, sum(map(size_of, events))))
+                handoff.events += events
         return list(streams.values())
 
 

@@ -7,7 +7,7 @@ the payload is spliced in verbatim. Formats: CloudEvents 1.0 JSON event format, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -38,13 +38,14 @@ from shared.errors import (
 from shared.ids import idempotent_id, uuid7
 from shared.jsonbytes import (
     MAX_DEPTH,
+    are_json,
     check_depth,
     check_json,
     loads,
     one_line,
     raw_items,
 )
-from shared.records import NewEvent, Record, identity_of
+from shared.records import NewEvent, Record, identities_of, identity_of
 from shared.validation import (
     MediaType,
     check_event_id,
@@ -175,6 +176,40 @@ class EventBuilder:
             check_depth(line)
         return self._payload(one_line(line), index)
 
+    def payloads(self, lines: Sequence[bytes]) -> list[Draft] | None:
+        """The same for many lines at once, where all of them are bare payloads and nothing is unusual about any; None
+        otherwise, and then each is for `line`."""
+        stream, source, key = self._stream, self._source, self._key
+        if stream is None or self._idempotency_key is not None or not lines:
+            return None
+        text = b"\n".join(lines)
+        if _SPEC_VERSION in text or _BACKSLASH in text or b"\r" in text:
+            return None
+        constant = self._payload_constant(stream)
+        ids = uuid7.many(len(lines))
+        data_at = len(_PAYLOAD_START) + len(ids[0]) + len(constant)
+        longest = max(map(len, lines))
+        if longest > self._max_bytes or longest + data_at + 1 > self._max_stored or not are_json(lines, text):
+            return None
+        accepted_ms, spread = self.accepted_ms, self._spread_of(stream) or SPREAD_UNKNOWN
+        return [
+            Draft(
+                event_id,
+                NewEvent(
+                    identity,
+                    stream,
+                    key,
+                    b"".join((_PAYLOAD_START, event_id.encode(), constant, line, b"}")),
+                    data_at,
+                    JSON,
+                    accepted_ms,
+                    spread,
+                    True,
+                ),
+            )
+            for event_id, identity, line in zip(ids, identities_of(stream, source, ids), lines, strict=True)
+        ]
+
     def batch(self, body: bytes, *, max_events: int) -> Iterator[Draft | CdrsError]:
         """A CloudEvents JSON batch: for each item, in order, its event or what is wrong with it.
 
@@ -260,17 +295,21 @@ class EventBuilder:
         if stream is None:
             stream = self._stream_of(None)
         event_id, fresh = (uuid7(), True) if self._idempotency_key is None else self._new_id(stream, index)
-        constant = self._constant
-        if not constant:
-            rest: dict[str, Any] = {"source": self._source, "type": DEFAULT_TYPE}
-            if self._key is not None:
-                rest["partitionkey"] = self._key
-            rest["cdrsstream"] = stream
-            constant = self._constant = b'",' + _json_dumps(rest)[1:-1] + _DATA
+        constant = self._constant or self._payload_constant(stream)
         written = event_id.encode()
         value = b"".join((_PAYLOAD_START, written, constant, raw, b"}"))
         data_at = len(_PAYLOAD_START) + len(written) + len(constant)
         return self._drafted(event_id, self._source, stream, self._key, value, data_at, JSON, fresh)
+
+    def _payload_constant(self, stream: str) -> bytes:
+        """What stands between the id of a bare payload and its data."""
+        if not self._constant:
+            rest: dict[str, Any] = {"source": self._source, "type": DEFAULT_TYPE}
+            if self._key is not None:
+                rest["partitionkey"] = self._key
+            rest["cdrsstream"] = stream
+            self._constant = b'",' + _json_dumps(rest)[1:-1] + _DATA
+        return self._constant
 
     def _draft(  # noqa: PLR0917 (the hot path: positional arguments are cheaper)
         self, event_id: str, source: str, stream: str, key: str | None, text: bytes, raw: bytes, kind: int, fresh: bool

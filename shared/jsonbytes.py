@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +20,7 @@ MAX_DEPTH = 32
 """Deepest nesting of arrays and objects in a payload."""
 
 WHITE_SPACE = b" \t\r\n"
+_OPENING = frozenset(b"{[")
 
 _raw_value = msgspec.json.Decoder(msgspec.Raw)
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -55,6 +56,23 @@ def is_json(text: bytes) -> bool:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
+
+
+def are_json(lines: Sequence[bytes], text: bytes) -> bool:
+    """`is_json` of each of these lines, which nothing surrounds, with one look at all of them: ``text``, which is they
+    with line feeds between them. False also where one of them has so many brackets that it may be too deep."""
+    try:
+        # The decoder takes what is between values for white space and no more: a line may hold two, two lines one.
+        if [bytes(value) for value in _raw_value.decode_lines(text)] != lines:
+            return False
+        if not text.isascii():
+            text.decode("utf-8")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    begun = sum([line[0] in _OPENING for line in lines])
+    if text.count(b"{") + text.count(b"[") - begun < MAX_DEPTH:
+        return True
+    return all(line.count(b"{") + line.count(b"[") <= MAX_DEPTH for line in lines)
 
 
 def check_json(text: bytes) -> None:

@@ -166,16 +166,22 @@ class CursorWriter:
 class PartitionCursors:
     """The cursors of one partition: what `CursorWriter` makes for it alone, for a third of the price."""
 
-    __slots__ = ("_crc", "_head")
+    __slots__ = ("_block", "_block_text", "_crc", "_head")
 
     def __init__(self, epoch: Epoch, partition: int) -> None:
+        self._block = 0
+        self._block_text = b""
+        """All of the last offset but its lowest seven bits, which are those of its neighbours, and as a varint."""
         start = CursorWriter(epoch, {partition: 0}).raw()
         self._head = start[:-1]
         self._crc = crc32(self._head)
 
     def bytes_at(self, next_offset: int) -> bytes:
         """The cursor of someone who has been given everything below this offset, as ASCII bytes."""
-        end = varint(next_offset)
+        block = next_offset >> 7
+        if block != self._block:
+            self._block, self._block_text = block, varint(block)
+        end = _LOW_BYTES[next_offset & 0x7F] + self._block_text if block else _BYTES[next_offset]
         raw = self._head + end + crc32(end, self._crc).to_bytes(4, "big")
         return b2a_base64(raw, newline=False).translate(_TO_URL, b"=")
 
@@ -198,6 +204,8 @@ def _from_base64url(text: str) -> bytes:
 
 
 _BYTES = [bytes((value,)) for value in range(128)]
+_LOW_BYTES = [bytes((value | 0x80,)) for value in range(128)]
+"""The lowest seven bits of an integer as a varint that goes on."""
 
 
 def varint(value: int) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 
 import msgspec
@@ -67,7 +68,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The offset that the appending node's tail had reached when it looked the identity up and found it absent."""
 
 
-class LogBatch(msgspec.Struct, frozen=True, array_like=True):
+class LogBatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Consecutive records of one partition, as a tail read them. Nothing between ``start`` and ``next`` is left out."""
 
     partition: int
@@ -87,7 +88,7 @@ class ForeignRecord(msgspec.Struct, frozen=True):
     """Its bytes, as far as they could be told from those around it."""
 
 
-class FeedBatch(msgspec.Struct, frozen=True, array_like=True):
+class FeedBatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The visible records of one partition in [start, next). Offsets that are missing are void or duplicates."""
 
     partition: int
@@ -100,7 +101,7 @@ class FeedBatch(msgspec.Struct, frozen=True, array_like=True):
     """Ranges of offsets therein that were deleted on purpose; none of it is in the batch."""
 
 
-class Duplicate(msgspec.Struct, frozen=True, array_like=True):
+class Duplicate(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The identity is in the log already, at this place."""
 
     partition: int
@@ -110,7 +111,7 @@ class Duplicate(msgspec.Struct, frozen=True, array_like=True):
     """Whether value and ordering key are those of the event that was refused as its copy."""
 
 
-class Settlement(msgspec.Struct, frozen=True, array_like=True):
+class Settlement(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How one event of a handoff ended. Either stored (or found stored) at an offset, or refused with a problem."""
 
     partition: int = -1
@@ -216,6 +217,17 @@ def identity_of(stream: str, source: str, event_id: str) -> bytes:
     head = _stream_hash(stream).copy()
     head.update(event_id.encode())
     return head.digest() + _source_hash(source)
+
+
+def identities_of(stream: str, source: str, event_ids: Iterable[str]) -> list[bytes]:
+    """`identity_of` each, for half the price."""
+    begin, end = _stream_hash(stream).copy, _source_hash(source)
+    identities: list[bytes] = []
+    for event_id in event_ids:
+        head = begin()
+        head.update(event_id.encode())
+        identities.append(head.digest() + end)
+    return identities
 
 
 def identity_prefix(stream: str, event_id: str) -> bytes:

@@ -23,9 +23,9 @@ class PartitionRing:
 
     def __init__(self, partition: int, start: int, *, max_records: int, max_bytes: int) -> None:
         self.partition = partition
-        self.start = start
+        self.start: int = start
         """First offset covered."""
-        self.next = start
+        self.next: int = start
         """First offset not yet covered."""
         self._max_records = max_records
         self._max_bytes = max_bytes
@@ -42,14 +42,17 @@ class PartitionRing:
         """Take the records that follow. Raises ``ValueError`` unless the batch starts where the ring ends."""
         if batch.start != self.next:
             raise ValueError(f"partition {self.partition}: {batch.start} does not follow {self.next}")
-        by_stream, size = self._by_stream, 0
+        by_stream, size, stream = self._by_stream, 0, ""
+        held: Record | deque[Record] | None = None
         for record in batch.records:
             size += len(record.value)
-            held = by_stream.get(record.stream)
+            if record.stream != stream:
+                stream = record.stream
+                held = by_stream.get(stream)
             if isinstance(held, deque):
                 held.append(record)
             else:
-                by_stream[record.stream] = record if held is None else deque((held, record))
+                held = by_stream[stream] = record if held is None else deque((held, record))
         self._bytes += size
         self._records += batch.records
         self.next = batch.next
@@ -57,21 +60,24 @@ class PartitionRing:
 
     def _evict(self) -> None:
         records, by_stream = self._records, self._by_stream
-        while len(records) - self._head > self._max_records or (
-            self._bytes > self._max_bytes and self._head < len(records)
-        ):
+        first = head = self._head
+        count, size = len(records), self._bytes
+        surplus = count - self._max_records
+        while head < surplus or (size > self._max_bytes and head < count):
             # every record passes here: no call for each
-            record = records[self._head]
-            self._head += 1
-            self._bytes -= len(record.value)
-            self.start = record.offset + 1
+            record = records[head]
+            head += 1
+            size -= len(record.value)
             held = by_stream[record.stream]
             if isinstance(held, deque):
                 held.popleft()
             if held is record or not held:
                 del by_stream[record.stream]
-        if self._head > _COMPACT_AFTER:
-            del records[: self._head]
+        if head == first:
+            return
+        self._head, self._bytes, self.start = head, size, records[head - 1].offset + 1
+        if head > _COMPACT_AFTER:
+            del records[:head]
             self._head = 0
 
     def forget(self, stop: int) -> None:

@@ -56,6 +56,9 @@ class FakeDispatcher:
         self.submissions.append(len(events))
         return FakeSubmission([self._store(p, event) for p, event in events], gate=self.gate)
 
+    def submit_run(self, partition: int, events: Sequence[NewEvent], *, timeout: float) -> FakeSubmission:
+        return self.submit([(partition, event) for event in events], timeout=timeout)
+
     def submit_one(
         self, partition: int, event: NewEvent, *, timeout: float, done: Callable[[], None]
     ) -> FakeSubmission:

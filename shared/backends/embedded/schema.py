@@ -50,7 +50,8 @@ CREATE TABLE holes(place INTEGER PRIMARY KEY, stop INTEGER NOT NULL) STRICT;
 """
 LOG_UPGRADES: Final = {1: _SINCE_2}
 """Format → the statements that make the next one of it."""
-LOG_TABLES: Final = """
+LOG_TABLES: Final = (
+    """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 
 -- Consecutive records of one partition. The row's key is the place of the first one.
@@ -89,7 +90,9 @@ CREATE TABLE stream_batches(
     records INTEGER NOT NULL,
     PRIMARY KEY(stream, place)
 ) STRICT, WITHOUT ROWID;
-""" + _SINCE_2
+"""
+    + _SINCE_2
+)
 
 REGISTRY_FILE: Final = "registry.db"
 REGISTRY_FORMAT: Final = 1
