@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SUBSCRIBERS_A_TURN = 8
 """Subscriptions placed in one turn of the event loop; each takes about half a millisecond."""
-BATCHES_A_TURN = 4
+BATCHES_A_TURN = 2
 """Batches taken apart in one turn of the event loop, so that what runs goes on meanwhile."""
 
 

@@ -10,6 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from gateway.short_protocol import http_protocol
+from gateway.short_streams import StreamShortcut
 from gateway.shortcut import Shortcut
 from shared.embedded_server import EmbeddedServer
 from shared.settings import GatewaySettings
@@ -22,13 +23,14 @@ async def serve(
     *,
     stop: asyncio.Event,
     shortcut: Shortcut | None = None,
+    streams: StreamShortcut | None = None,
 ) -> None:
     """Serve on all these until ``stop`` is set and the connections have ended, at most ``drain_timeout`` later.
 
-    ``shortcut``: what serves plain POSTs without the application."""
+    ``shortcut``: what serves plain POSTs without the application; ``streams``: what serves event streams so."""
     config = uvicorn.Config(
         app,
-        http=http_protocol(settings, shortcut),
+        http=http_protocol(settings, shortcut, streams),
         loop="none",
         ws="none",
         lifespan="off",
