@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from starlette.requests import Request
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from gateway.asked import Asked, read_asked
 from gateway.event_stream import bound_socket, head_fields
@@ -137,7 +136,7 @@ class StreamShortcut:
         if head is None:
             fields = [b"%b: %b\r\n" % (name.lower(), value) for name, value in (*default, *head_fields(gzip=gzip))]
             end = b"transfer-encoding: chunked\r\n\r\n"
-            head = b"".join([STATUS_LINE[200], *fields, b"" if keep_alive else b"connection: close\r\n", end])
+            head = b"".join([b"HTTP/1.1 200 OK\r\n", *fields, b"" if keep_alive else b"connection: close\r\n", end])
             self._heads[gzip, keep_alive] = head
         return head
 
