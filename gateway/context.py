@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shared.telemetry import Telemetry
 
 
-SUBSCRIBERS_A_TURN = 12
+SUBSCRIBERS_A_TURN = 16
 """Subscriptions placed in one turn of the event loop; each takes a quarter to half a millisecond."""
 BATCHES_A_TURN = 2
 """Batches taken apart in one turn of the event loop, so that what runs goes on meanwhile."""
