@@ -43,7 +43,7 @@ class EventStream(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
-            transport = _transport(scope)
+            transport = transport_of(scope)
             if transport is None:
                 raise
             transport.abort()
@@ -65,7 +65,12 @@ def detachable(scope: Scope) -> CdrsHttpProtocol | None:
 
 async def send_head(send: Send, *, gzip: bool) -> None:
     """The head of the answer, as sse-starlette makes it."""
-    await send({"type": "http.response.start", "status": 200, "headers": list(_GZIP_HEADERS if gzip else _HEADERS)})
+    await send({"type": "http.response.start", "status": 200, "headers": list(head_fields(gzip=gzip))})
+
+
+def head_fields(*, gzip: bool) -> list[tuple[bytes, bytes]]:
+    """The header fields of an event stream, but those that every answer has."""
+    return _GZIP_HEADERS if gzip else _HEADERS
 
 
 def _coding_headers(gzip: bool) -> dict[str, str]:
@@ -78,9 +83,8 @@ _HEADERS = EventSourceResponse(iter(()), headers=_coding_headers(False)).raw_hea
 _GZIP_HEADERS = EventSourceResponse(iter(()), headers=_coding_headers(True)).raw_headers
 
 
-def bound_socket(scope: Scope, stall_timeout: float) -> None:
+def bound_socket(transport: asyncio.Transport | None, stall_timeout: float) -> None:
     """Bound what the kernel keeps for a client that does not read, and how long it waits for one that has vanished."""
-    transport = _transport(scope)
     sock = transport.get_extra_info("socket") if transport is not None else None
     if sock is None:
         return
@@ -91,7 +95,7 @@ def bound_socket(scope: Scope, stall_timeout: float) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(stall_timeout * 1000))
 
 
-def _transport(scope: Scope) -> asyncio.Transport | None:
-    """Our protocol class (`gateway.protocol`) puts the connection into the scope; other servers do not."""
+def transport_of(scope: Scope) -> asyncio.Transport | None:
+    """The connection of a request; our protocol class puts it into the scope, other servers do not."""
     extensions = cast("dict[str, object]", scope.get("extensions") or {})
     return cast("asyncio.Transport | None", extensions.get("cdrs.transport"))

@@ -64,11 +64,12 @@ class FastConnection(asyncio.Protocol):
 
     # --- the stream ------------------------------------------------------------------------------
 
-    def begin(self, subscriber: Subscriber, selection: Selection, opening: bytes) -> None:
-        """Write the first blocks. Then frames follow if the subscriber is live, else `catch_up` must come next."""
+    def begin(self, subscriber: Subscriber, selection: Selection, opening: bytes, *, head: bytes = b"") -> None:
+        """Write the first blocks, behind the answer's ``head``. Then frames follow if the subscriber is live, else
+        `catch_up` must come next."""
         view = subscriber.view
         self._subscriber, self._selection = subscriber, selection if view is None else view.selection
-        self._transport.write(http_chunk(subscriber.first(opening)))
+        self._transport.write(head + http_chunk(subscriber.first(opening)))
         if subscriber.live and not self._paused:
             self._go_on(subscriber)
 

@@ -102,13 +102,13 @@ async def _read(request: Request, context: GatewayContext, stream: str | None) -
         key=head.key,
         idempotency_key=head.idempotency_key,
     )
-    if head.kind is not BodyKind.NDJSON:  # whose reading is held up instead
+    is_batch = head.kind is BodyKind.BATCH
+    if is_batch:
+        check_room(context)
+    elif head.kind is not BodyKind.NDJSON:  # whose reading is held up instead
         context.dispatcher.check()
     else:
         return NdjsonResponse(context, builder, head.framing, errors_only=_errors_only(params))
-    is_batch = head.kind is BodyKind.BATCH
-    if is_batch:
-        _check_crowd(context)
     body = await read_body(
         request.receive,
         head.framing,
@@ -162,6 +162,12 @@ def _errors_only(params: Params) -> bool:
     if receipts not in {"all", "errors"}:
         raise InvalidParameter("'receipts' is all or errors", parameter="receipts")
     return receipts == "errors"
+
+
+def check_room(context: GatewayContext) -> None:
+    """Raises `Overloaded` where a batch, of which nothing has been read yet, would wait too long."""
+    context.dispatcher.check()
+    _check_crowd(context)
 
 
 def _check_crowd(context: GatewayContext) -> None:

@@ -47,6 +47,9 @@ _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=-]*(?::[0-9]{0,5})?|\[[0-9A-Fa-f:
 _METHOD_AND_TARGET = re.compile(rb"[\r\n]*[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} ")
 _OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
 
+Detached = tuple[asyncio.Transport, Origin, bool]
+"""A connection that was given away: its transport, where it can be given back to, whether the client uses it again."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -247,23 +250,26 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         is_under_way = cycle.more_body or cycle.response_started or cycle.disconnected
         return not is_under_way and not self.transport.is_closing()
 
-    def detach(self) -> tuple[asyncio.Transport, Origin, bool]:
-        """Give the connection away, once the head of the answer has been written: the transport, where it can be
-        given back to, and whether the client will use it again. Nothing of this object or of the request is kept by
-        it, nor by uvicorn, whose task ends with the application's."""
-        cycle = self.cycle
+    def detach(self, *, keep_alive: bool | None = None) -> Detached:
+        """Give the connection away: the transport, where it can be given back to, and whether the client will use it
+        again. Nothing of this object or of the request is kept by it, nor by uvicorn, whose task ends with the
+        application's. ``keep_alive``: of a request that the application does not know; else the head of the answer
+        to the newest request has been written."""
+        cycle = self._current()
+        if cycle is not None:
+            cycle.disconnected = True
+            keep_alive = cycle.keep_alive if keep_alive is None else keep_alive
         transport = cast("LingeringTransport", self.transport).inner
         self._is_over = True
         self._stop_head_timer()
         self._unset_keepalive_if_required()
         self.connections.discard(self)
-        cycle.disconnected = True
         made = type(self)
         if made.origin is None:
             made.origin = Origin(made, self.config, self.server_state, self.app_state)
         # The parser and the cycle point back here; without that, all of it goes at once and not with the collector.
         self.parser = self.transport = self.cycle = self.scope = self.flow = None  # type: ignore[assignment]
-        return transport, made.origin, cycle.keep_alive
+        return transport, made.origin, bool(keep_alive)
 
     # --- bodies nobody reads ---------------------------------------------------------------------
 

@@ -27,8 +27,8 @@ SEGMENT_BYTES = 512 * 1024
 KEPT = 256
 KEPT_BYTES = 16 * 1024 * 1024
 """How many are kept for others, and how large they may be together."""
-KEPT_SECONDS = 2.0
-"""For so long a segment, and behind it what has happened since, waits for others."""
+KEPT_SECONDS = 5.0
+"""For so long a segment, and behind it what has happened since, waits for others: as long as a crowd takes to come."""
 
 Key = tuple[Selection, tuple[tuple[int, int], ...]]
 

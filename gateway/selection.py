@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.requests import Request
 
 from gateway.context import GatewayContext
@@ -37,20 +39,43 @@ async def select(
 
     A stream that does not exist yet may be born with any spread, so it is looked for everywhere.
     """
+    spreads = {
+        pattern.text: await context.catalog.existing_spread(pattern.text) for pattern in patterns if pattern.is_exact
+    }
+    return _selection(context, patterns, spreads, wanted, shape)
+
+
+def select_now(
+    context: GatewayContext, patterns: tuple[Pattern, ...], *, wanted: Filter | None, shape: Shape
+) -> Selection | None:
+    """The same, if every stream is known to exist already; None where a node has to be asked."""
+    spreads: dict[str, int | None] = {}
+    for pattern in patterns:
+        if pattern.is_exact:
+            spread = spreads[pattern.text] = context.catalog.known_spread(pattern.text)
+            if spread is None:
+                return None
+    return _selection(context, patterns, spreads, wanted, shape)
+
+
+def _selection(
+    context: GatewayContext,
+    patterns: tuple[Pattern, ...],
+    spreads: Mapping[str, int | None],
+    wanted: Filter | None,
+    shape: Shape,
+) -> Selection:
     count = context.router.partitions
-    exact = sorted(pattern.text for pattern in patterns if pattern.is_exact)
-    wild = sorted(pattern.text for pattern in patterns if not pattern.is_exact)
+    wild = sorted([pattern.text for pattern in patterns if not pattern.is_exact])
     partitions: set[int] = set(range(count)) if wild else set()
-    settled = not wild
-    for stream in exact:
-        spread = await context.catalog.existing_spread(stream)
-        settled = settled and spread is not None
+    for stream, spread in spreads.items():
         partitions.update(partitions_of_stream(stream, partitions=count, spread=spread or count))
+    is_settled = not wild and None not in spreads.values()
     return Selection(
-        streams=tuple(exact),
+        streams=tuple(sorted(spreads)),
         patterns=tuple(wild),
         filter=wanted,
         shape=shape,
         partitions=tuple(sorted(partitions)),
-        vector=not (settled and len(partitions) == 1),
+        vector=not (is_settled and len(partitions) == 1),
     )

@@ -1,4 +1,5 @@
-"""The protocol class with the short way of producers: what `gateway.shortcut` takes never becomes an ASGI request.
+"""The protocol class with the short ways: what `gateway.shortcut` and `gateway.short_streams` take never becomes a
+request of ASGI's.
 
 A request is looked at where nothing else is under way on its connection and it begins with the bytes just received.
 While one is being answered, what comes behind it waits here, so answers keep their order. Whatever is declined goes to
@@ -8,12 +9,12 @@ the parser as it came.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Coroutine
 from typing import Any
 
 from gateway.protocol import CdrsHttpProtocol
-from gateway.shortcut import Fields, Headers, Post, Shortcut, Target
+from gateway.short_streams import StreamShortcut, Visit
+from gateway.shortcut import Fields, Headers, Length, Post, Shortcut, Target, content_length
 from shared.descriptors import room
 from shared.settings import GatewaySettings
 
@@ -21,15 +22,16 @@ REST_WITHIN = 0.05
 """Seconds in which the body of a request, of which the head came alone, is waited for here; then it is the
 application's to wait."""
 
-_LENGTH = re.compile(rb"(?:^|\r\n)content-length:[ \t]*([0-9]{1,8})[ \t]*(?:\r\n|$)", re.IGNORECASE)
 
-
-def http_protocol(settings: GatewaySettings, shortcut_: Shortcut | None = None) -> type[asyncio.Protocol]:
-    """The protocol class for ``uvicorn.Config(http=…)`` with these limits and this short way."""
+def http_protocol(
+    settings: GatewaySettings, shortcut_: Shortcut | None = None, streams_: StreamShortcut | None = None
+) -> type[asyncio.Protocol]:
+    """The protocol class for ``uvicorn.Config(http=…)`` with these limits and these short ways."""
 
     class ConfiguredProtocol(ShortcutProtocol):
         limits = settings
         shortcut = shortcut_
+        streams = streams_
         room = room()
 
     return ConfiguredProtocol
@@ -39,6 +41,7 @@ class ShortcutProtocol(CdrsHttpProtocol):
     """One client's connection."""
 
     shortcut: Shortcut | None = None
+    streams: StreamShortcut | None = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -60,7 +63,13 @@ class ShortcutProtocol(CdrsHttpProtocol):
         """The length of its body, as far as was seen."""
         self._short: Fields | None = None
         """What its header fields say, if it may."""
+        self._is_alone = False
+        """What the parser is fed is one whole request without a body, and nothing else is under way."""
+        self._visit: Visit | None = None
+        """The request for an event stream that waits for its turn."""
         self._is_whole = False
+        self._unwanted_rest = 0
+        """Bytes still to come of the body of a request that was refused."""
         self._is_answered = False
         self._answered_at = 0.0
 
@@ -71,8 +80,12 @@ class ShortcutProtocol(CdrsHttpProtocol):
     # --- what comes ------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self.shortcut is not None and not self._is_over and not self.is_surplus:
-            if self._post is not None or (self.flow.write_paused and self._is_between()):
+        if self._unwanted_rest:
+            data = self._without_unwanted(data)
+            if not data:
+                return
+        if not self._is_over and not self.is_surplus and self.shortcut is not None:
+            if self._post is not None or self._visit is not None or (self.flow.write_paused and self._is_between()):
                 self._hold(data)
                 return
             if self._held:
@@ -82,10 +95,13 @@ class ShortcutProtocol(CdrsHttpProtocol):
                 if not data:
                     return
                 self._has_waited = False
+                if self.streams is not None and data.startswith(b"GET ") and data.find(b"\r\n\r\n") == len(data) - 4:
+                    self._ask(self.streams, data)
+                    return
         super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        if self._post is not None:
+        if self._post is not None or (self._visit is not None and self._held):
             self._has_ended = True
             return True
         if self._held:
@@ -102,7 +118,7 @@ class ShortcutProtocol(CdrsHttpProtocol):
             self._go_on()
 
     def shutdown(self) -> None:
-        if self._post is not None:
+        if self._post is not None or self._visit is not None:
             self._is_leaving = True
             return
         if self._held:
@@ -116,6 +132,7 @@ class ShortcutProtocol(CdrsHttpProtocol):
         cycle = self._current()
         return (
             self._post is None
+            and self._visit is None
             and not self._in_head
             and (cycle is None or (cycle.response_complete and not cycle.more_body and not self.pipeline))
         )
@@ -134,12 +151,9 @@ class ShortcutProtocol(CdrsHttpProtocol):
             start = end + 4
             fields = shortcut.fields(block)
             if fields is None:
-                found = _LENGTH.search(block)
-                stop = start + int(found[1]) if found is not None else len(data) + 1
-                if stop > len(data):
+                stop = self._look(shortcut, target, block, data, start)
+                if stop is None:
                     break
-                self._has_more = stop < len(data)
-                self._look(shortcut, target, block, data[:stop], start)
             else:
                 stop = start + fields.length
                 if stop > len(data):
@@ -171,7 +185,45 @@ class ShortcutProtocol(CdrsHttpProtocol):
             self._stop_head_timer()
         return True
 
-    def _look(self, shortcut: Shortcut, target: Target, block: bytes, request: bytes, start: int) -> None:
+    def _refuse_batch(self, shortcut: Shortcut, target: Target, length: Length, here: int) -> bool:
+        """Refuse a batch by its head; of its body so much is ``here``, and the rest is thrown away as it comes."""
+        missing = max(length.value - here, 0)
+        self._unwanted_rest = missing
+        if not shortcut.refuse_batch(self, target, length):
+            self._unwanted_rest = 0
+            return False
+        self._has_waited = False
+        self._stop_head_timer()
+        if missing and not self._is_over:
+            # It has as long to come as the head of the next request.
+            self._head_timer = self.loop.call_later(self.limits.header_timeout, self._head_timed_out)
+        return True
+
+    def _without_unwanted(self, data: bytes) -> bytes:
+        cut = min(len(data), self._unwanted_rest)
+        self._unwanted_rest -= cut
+        if not self._unwanted_rest:
+            self._stop_head_timer()
+        return data[cut:]
+
+    def _must_linger(self) -> bool:
+        return super()._must_linger() or self._unwanted_rest > 0
+
+    def _look(self, shortcut: Shortcut, target: Target, block: bytes, data: bytes, start: int) -> int | None:
+        """A request whose fields are not known, or differ each time: refuse a batch by its head where there is no room,
+        else have the parser read all of it. Where it ends; None where it is not all here, and the parser's to wait."""
+        length = content_length(block)
+        if length is None:
+            return None
+        stop = start + length.value
+        self._has_more = stop < len(data)
+        if not self._refuse_batch(shortcut, target, length, len(data) - start):
+            if stop > len(data):
+                return None
+            self._read(shortcut, target, block, data[:stop], start)
+        return stop
+
+    def _read(self, shortcut: Shortcut, target: Target, block: bytes, request: bytes, start: int) -> None:
         """Have the parser read one whole request, and take it if it may be taken; else it is the application's."""
         self._block, self._length, self._is_whole = block, len(request) - start, False
         super().data_received(request)
@@ -180,12 +232,24 @@ class ShortcutProtocol(CdrsHttpProtocol):
             return
         if self._is_whole and self._begin(shortcut, target, fields, request[start:]):
             return
+        self._give_back(fields.keep_alive, request[start:])
+
+    def _give_back(self, keep_alive: bool, body: bytes = b"") -> None:
+        """The request that the parser has read last is the application's after all."""
         super()._begin_request()
-        super().on_body(request[start:])
+        self.cycle.keep_alive = keep_alive  # behind the end of a request, the parser has forgotten it
+        if body:
+            super().on_body(body)
         if self._is_whole:
             super().on_message_complete()
 
     def _begin_request(self) -> None:
+        if self._is_alone and self.streams is not None:
+            assert self.parser is not None
+            keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+            self._visit = self.streams.visit(self.parser.get_method(), self.url, self.headers, keep_alive=keep_alive)
+            if self._visit is not None:
+                return
         if self._block is not None and self.shortcut is not None:
             assert self.parser is not None
             fields = self.shortcut.read(self._block, self.headers, keep_alive=self.parser.should_keep_alive())
@@ -199,10 +263,51 @@ class ShortcutProtocol(CdrsHttpProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._short is None:
+        if self._short is None and self._visit is None:
             super().on_message_complete()
         else:
             self._is_whole = True
+
+    # --- event streams ---------------------------------------------------------------------------
+
+    def _ask(self, streams: StreamShortcut, request: bytes) -> None:
+        """Have the parser read one whole request, which may ask for an event stream and then waits for its turn."""
+        self._is_alone, self._is_whole = True, False
+        super().data_received(request)
+        self._is_alone = False
+        if self._visit is not None and not self._is_over:
+            streams.turnstile.call(self._enter)
+
+    def _enter(self) -> None:
+        """It is this request's turn. If it cannot have its stream at once, it is the application's."""
+        visit, self._visit = self._visit, None
+        if visit is None or self._is_over or self.transport.is_closing():
+            return
+        can_detach = self._is_whole and not self._held and not self._is_leaving and not self.flow.write_paused
+        if can_detach and self.streams is not None and self.streams.begin(self, visit):
+            return
+        self._give_back(visit.keep_alive)
+        if self._held:
+            self.flow.resume_reading()
+            super().data_received(self._unhold())
+        self._end_if_asked()
+
+    def _end_if_asked(self) -> None:
+        """What client and server wanted while a request was on its short way."""
+        if self._has_ended and self._post is None and not self._is_over:
+            self._has_ended = False
+            if not self.eof_received():
+                self.transport.close()
+        if self._is_leaving and self._post is None and not self._is_over:
+            self.shutdown()
+
+    def _is_idle(self) -> bool:
+        return self._visit is None and super()._is_idle()
+
+    @property
+    def peer(self) -> str:
+        """See `gateway.short_streams.Connection`."""
+        return self.client[0] if self.client else ""
 
     # --- what waits ------------------------------------------------------------------------------
 
@@ -235,12 +340,7 @@ class ShortcutProtocol(CdrsHttpProtocol):
         """With what was held while a request was being answered."""
         self.flow.resume_reading()
         self.data_received(self._unhold())
-        if self._has_ended and self._post is None and not self._is_over:
-            self._has_ended = False
-            if not self.eof_received():
-                self.transport.close()
-        if self._is_leaving and self._post is None and not self._is_over:
-            self.shutdown()
+        self._end_if_asked()
 
     # --- for the shortcut ------------------------------------------------------------------------
 
@@ -285,7 +385,7 @@ class ShortcutProtocol(CdrsHttpProtocol):
         """A timer is not set anew for each request on its short way, but looks when the last one was answered."""
         self.timeout_keep_alive_task = None
         left = self._answered_at + self.timeout_keep_alive - self.loop.time()
-        if self._post is not None or self._held:
+        if self._post is not None or self._visit is not None or self._held:
             left = self.timeout_keep_alive
         if left > 0:
             self._watch_idleness(left)

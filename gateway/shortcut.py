@@ -4,6 +4,8 @@ What is served here is what producers send all day: ``POST /v1/streams/{stream}/
 Content-Length, all of it here. Anything else, and whatever is not known at once, is declined before anything was done,
 and goes through the application. Validation, errors, receipts and counters are the application's own functions.
 
+A batch is the application's, but where the gateway is full already it is refused here, by its head alone.
+
 Header fields are never read by code of our own: what the parser and the application made of a block of fields is kept
 under its very bytes, so a block is read once, however often it comes.
 """
@@ -14,16 +16,16 @@ import logging
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from starlette.responses import Response
 
-from gateway.bodies import BodyKind, ProduceHead, read_head
+from gateway.bodies import SMALL_BODY, BodyKind, ProduceHead, read_head
 from gateway.placement import note_stored, settle, submit_one
 from gateway.problems import problem_response
-from gateway.produce import build_one, location_of, receipt_one, refusal
+from gateway.produce import build_one, check_room, location_of, receipt_one, refusal
 from gateway.receipts import ReceiptWriter, encoder
-from shared.errors import CdrsError, InternalError, StaleStream
+from shared.errors import CdrsError, InternalError, Overloaded, StaleStream
 from shared.events import Draft, EventBuilder
 from shared.validation import check_stream
 
@@ -42,6 +44,7 @@ MAX_BODY = 128 * 1024
 """Longest body that is taken here, in bytes: it has to arrive in one piece anyway."""
 
 _LINE = re.compile(rb"POST (/v1/streams/([A-Za-z0-9_.-]{1,200})/events) HTTP/1\.1")
+_LENGTH = re.compile(rb"(?:^|\r\n)content-length:[ \t]*([0-9]{1,8})[ \t]*(?:\r\n|$)", re.IGNORECASE)
 _KINDS = frozenset({BodyKind.PAYLOAD, BodyKind.BINARY, BodyKind.STRUCTURED})
 _SINGULAR = (b"ce-", b"idempotency-key", b"cdrs-key")
 """Fields that differ from request to request: to keep them would only push out others."""
@@ -74,6 +77,21 @@ class Connection(Protocol):
         ...
 
 
+class Length(NamedTuple):
+    """The length of a body, as it stands in a block of header fields."""
+
+    value: int
+    around: bytes
+    """The block without it."""
+
+
+def content_length(block: bytes) -> Length | None:
+    """What looks like the length in a block of fields. It is one if the parser has found so in the same block around
+    it."""
+    found = _LENGTH.search(block)
+    return None if found is None else Length(int(found[1]), block[: found.start(1)] + block[found.end(1) :])
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What a request line says."""
@@ -104,6 +122,8 @@ class Shortcut:
         self._fields: dict[bytes, Fields] = {}
         self._declined: dict[bytes, None] = {}
         """Blocks of fields that are never for us, such as those of NDJSON."""
+        self._batches: dict[bytes, bool] = {}
+        """Blocks of fields of batches, without their length → whether the connection is kept."""
         self._seen: set[int] = set()
         """Hashes of blocks that came once."""
         self._receipts: ReceiptWriter | None = None
@@ -150,17 +170,23 @@ class Shortcut:
         except CdrsError:
             return None
         framing = head.framing
-        if head.kind not in _KINDS:
-            if len(block) <= MAX_FIELDS and not any(name.startswith(_SINGULAR) for name, _ in headers):
+        is_kept = len(block) <= MAX_FIELDS and not any(name.startswith(_SINGULAR) for name, _ in headers)
+        is_batch = head.kind is BodyKind.BATCH
+        if head.kind not in _KINDS and not is_batch:
+            if is_kept:
                 _keep(self._declined, block, None)
             return None
         if framing.length is None or framing.is_chunked or framing.expects_continue:
+            return None
+        if is_batch:
+            if is_kept:
+                self._learn_batch(block, framing.length, keep_alive=keep_alive)
             return None
         if framing.length > min(self.context.settings.gateway.max_event_bytes, MAX_BODY):
             return None
         is_bare = head.kind is BodyKind.PAYLOAD and head.key is None and head.idempotency_key is None
         fields = Fields(head, framing.length, keep_alive, is_bare)
-        if len(block) <= MAX_FIELDS and not any(name.startswith(_SINGULAR) for name, _ in headers):
+        if is_kept:
             self._learn(block, fields)
         return fields
 
@@ -173,6 +199,12 @@ class Shortcut:
             if len(self._seen) >= KEPT:
                 self._seen.clear()
             self._seen.add(mark)
+
+    def _learn_batch(self, block: bytes, size: int, *, keep_alive: bool) -> None:
+        length = content_length(block)
+        is_one = length is not None and length.value == size and content_length(length.around) is None
+        if length is not None and is_one and length.around not in self._batches:
+            _keep(self._batches, length.around, keep_alive)
 
     def _builder(self, stream: str, head: ProduceHead | None) -> EventBuilder:
         return EventBuilder(
@@ -204,6 +236,21 @@ class Shortcut:
         except CdrsError as error:
             post.refuse(error)
         return post
+
+    def refuse_batch(self, connection: Connection, target: Target, length: Length) -> bool:
+        """Refuse a batch of which nothing but the head was looked at, where it would wait too long; False, and nothing
+        was done, where it would not, or the application has to see."""
+        keep_alive = self._batches.get(length.around)
+        if keep_alive is None or length.value > SMALL_BODY:
+            return False
+        try:
+            check_room(self.context)
+        except Overloaded as error:
+            response = refusal(self.context, error, path=target.path)
+            close = not keep_alive or connection.must_close
+            connection.answer(_serialized(response, connection, close=close), close=close)
+            return True
+        return False
 
     def receipt(self, post: Post, draft: Draft, settlement: Settlement) -> bytes:
         """The answer to a request whose event is stored, as `produce.answer_one` makes it. Raises the error that the

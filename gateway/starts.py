@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from gateway.asking import ask
@@ -88,6 +89,10 @@ async def resolve_start(
     feed, so that history and live meet. ``strict`` (pages): raises `InvalidCursor` and `Gone`.
     Raises `InvalidFrom` for -N over more than one stream, `Unavailable` where no node answers.
     """
+    if not strict:
+        start = start_now(context, selection, asked, cursor_text)
+        if start is not None:
+            return start
     placing = _Placing(context, selection, strict=strict)
     if cursor_text or asked.kind == "cursor":
         start = await placing.cursor(cursor_text or asked.cursor)
@@ -103,6 +108,35 @@ async def resolve_start(
     if not strict:
         await placing.fed(start.next)
     return start
+
+
+def start_now(context: GatewayContext, selection: Selection, asked: From, cursor_text: str | None) -> Start | None:
+    """`resolve_start` of a subscription for the usual two, of which nobody has to be asked: from here on, and from a
+    cursor of this epoch that names all that is read and lies within the gateway's memory. None for all else."""
+    hub = context.hub
+    if not hub.started:
+        return None
+    fed = hub.vector.next
+    if not cursor_text and asked.kind == "latest":
+        return Start({partition: fed.get(partition, 0) for partition in selection.partitions})
+    if not cursor_text and asked.kind != "cursor":
+        return None
+    try:
+        cursor = _decoded(cursor_text or asked.cursor)
+    except InvalidCursor:
+        return None
+    named, rings = cursor.next, hub.rings
+    if cursor.epoch != context.router.epoch:
+        return None
+    for partition in selection.partitions:
+        offset = named.get(partition)
+        if offset is None or offset > fed.get(partition, -1) or not rings[partition].covers(offset):
+            return None
+    return Start({partition: named[partition] for partition in selection.partitions})
+
+
+_decoded = lru_cache(maxsize=1024)(Cursor.decode)
+"""After a failure many come back from the same few places. What it gives is never changed."""
 
 
 class _Placing:
@@ -182,7 +216,7 @@ class _Placing:
     async def cursor(self, text: str) -> Start:
         """Where a cursor points, as far as that is still there."""
         try:
-            cursor = Cursor.decode(text)
+            cursor = _decoded(text)
         except InvalidCursor:
             if self._strict:
                 raise

@@ -75,11 +75,15 @@ class StreamCatalog:
 
     async def existing_spread(self, stream: str) -> int | None:
         """The spread of a stream that exists; None where it does not. Raises `Unavailable` where no node answers."""
-        spread = self._young.get(stream) or self._old.get(stream)
+        spread = self.known_spread(stream)
         if spread is not None:
             return spread
         info = await self.refresh(stream)
         return info.spread if info is not None else None
+
+    def known_spread(self, stream: str) -> int | None:
+        """The spread of a stream that is known to exist, without asking."""
+        return self._young.get(stream) or self._old.get(stream)
 
     async def spread_of(self, stream: str) -> int:
         """The spread, asking a node where it is not known. Raises `Unavailable` where no node answers."""

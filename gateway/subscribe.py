@@ -13,31 +13,27 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from gateway.asked import Asked, read_asked
 from gateway.catch_up import CAUGHT_UP, catch_up
 from gateway.context import GatewayContext
-from gateway.event_stream import EventStream, bound_socket, detachable, own_connection, send_head
+from gateway.event_stream import EventStream, bound_socket, detachable, own_connection, send_head, transport_of
 from gateway.fast import FastConnection
-from gateway.negotiation import Coding, accepted_coding, prefers_json
+from gateway.negotiation import Coding, prefers_json
 from gateway.pages import page_response
-from gateway.params import Params
-from gateway.selection import read_patterns, select
-from gateway.starts import Start, parse_from, resolve_start
+from gateway.selection import select, select_now
+from gateway.starts import Start, resolve_start, start_now
 from gateway.subscriber import Subscriber, Writer
 from gateway.views import Selection
 from gateway.writers import PortableWriter
-from shared.errors import InvalidParameter, ServerError
-from shared.filters import parse_filter
+from shared.errors import ServerError
 from shared.position import CursorWriter
-from shared.sse import DEFAULT_SHAPE, Shape, bye_block, control_block, cursor_block, retry_block
+from shared.sse import bye_block, control_block, cursor_block, retry_block
 
 if TYPE_CHECKING:
-    from gateway.protocol import CdrsHttpProtocol
+    from gateway.protocol import CdrsHttpProtocol, Detached
 
 log = logging.getLogger(__name__)
 
-SUBSCRIBE_PARAMETERS = frozenset(
-    {"stream", "from", "filter", "format", "named", "stamps", "last_event_id", "compression"}
-)
 READY_TIMEOUT = 5.0
 """Seconds a subscription waits for a gateway that has just started, before it is told to come back."""
 
@@ -48,9 +44,9 @@ async def events(request: Request) -> Response:
     if prefers_json(request, event_stream_default=True):
         return await page_response(request, context)
     await context.turnstile.enter()
-    subscription = Subscription(request, context)
+    subscription = Subscription.of(request, context)
     await subscription.prepare()
-    bound_socket(request.scope, context.settings.sse.stall_timeout)
+    bound_socket(transport_of(request.scope), context.settings.sse.stall_timeout)
     if context.settings.sse.write_path != "portable" and detachable(request.scope) is not None:
         return FastAnswer(subscription)
     return subscription.portable()
@@ -62,33 +58,35 @@ routes = [
 ]
 
 
-def _data_only(text: str | None) -> bool:
-    if text not in {None, "cloudevent", "data"}:
-        raise InvalidParameter("format is 'cloudevent' or 'data'", parameter="format")
-    return text == "data"
-
-
 class Subscription:
     """One request's life: placed, replayed, live, ended."""
 
-    def __init__(self, request: Request, context: GatewayContext) -> None:
+    def __init__(
+        self,
+        context: GatewayContext,
+        asked: Asked,
+        cursor_text: str | None,
+        *,
+        remote: str,
+        connection: CdrsHttpProtocol | None = None,
+    ) -> None:
+        """``cursor_text``: where it has been, if it says so; ``connection``: under our own protocol class."""
         self._context = context
-        self._connection = own_connection(request.scope)
-        query = Params(request.query_params, known=SUBSCRIBE_PARAMETERS)
-        self._shape = Shape(_data_only(query.one("format")), query.flag("named"), query.flag("stamps"))
-        if self._shape == DEFAULT_SHAPE:
-            self._shape = DEFAULT_SHAPE
-        if self._shape.data_only and self._shape.stamps:
-            raise InvalidParameter("stamps are part of the CloudEvent; format=data has none", parameter="stamps")
-        self._filter = parse_filter(query.one("filter") or "[]")
-        self._patterns = read_patterns(request, limit=context.settings.gateway.max_streams)
-        self._from = parse_from(query.one("from") or "latest")
-        self._cursor_text = request.headers.get("last-event-id") or query.one("last_event_id")
-        self._remote = request.client.host if request.client else ""
-        self._coding = self._wanted_coding(request, query.one("compression"))
+        self._connection = connection
+        self._asked = asked
+        self._cursor_text = cursor_text
+        self._remote = remote
         self._gzip = False
         self._placed: tuple[Selection, Start] | None = None
         self._refusal = "overload"
+
+    @classmethod
+    def of(cls, request: Request, context: GatewayContext) -> Subscription:
+        """That of a request. Raises client errors."""
+        asked = read_asked(request, context.settings)
+        cursor_text = request.headers.get("last-event-id") or asked.cursor
+        remote = request.client.host if request.client else ""
+        return cls(context, asked, cursor_text, remote=remote, connection=own_connection(request.scope))
 
     async def prepare(self) -> None:
         """Find out where to start. Raises client errors; what a retry can cure is kept for the stream to say."""
@@ -100,23 +98,32 @@ class Subscription:
         if is_surplus or context.hub.full or not await self._hub_started():
             return
         try:
-            selection = await select(context, self._patterns, wanted=self._filter, shape=self._shape)
-            start = await resolve_start(context, selection, self._from, self._cursor_text)
+            asked = self._asked
+            selection = await select(context, asked.patterns, wanted=asked.filter, shape=asked.shape)
+            start = await resolve_start(context, selection, asked.start, self._cursor_text)
         except ServerError as error:
             log.warning("subscription sent away for now: %s", error)
         else:
             if not context.hub.full:  # many may have asked at once
-                self._placed = (selection, start)
-                self._gzip = self._coding is Coding.GZIP or (
-                    self._coding is Coding.EITHER and context.hub.is_crowded(selection)
-                )
+                self._place(selection, start)
 
-    def _wanted_coding(self, request: Request, asked: str | None) -> Coding:
-        if asked not in {None, "auto", "off"}:
-            raise InvalidParameter("compression is 'auto' or 'off'", parameter="compression")
-        if asked == "off" or self._context.settings.sse.compression == "off":
-            return Coding.IDENTITY
-        return accepted_coding(request)
+    def prepare_now(self) -> bool:
+        """The same, where nobody has to be asked or waited for. False: nothing was done, and `prepare` has to see."""
+        context, asked = self._context, self._asked
+        hub = context.hub
+        if context.draining or hub.draining or hub.full or not hub.started:
+            return False
+        selection = select_now(context, asked.patterns, wanted=asked.filter, shape=asked.shape)
+        start = None if selection is None else start_now(context, selection, asked.start, self._cursor_text)
+        if selection is None or start is None:
+            return False
+        self._place(selection, start)
+        return True
+
+    def _place(self, selection: Selection, start: Start) -> None:
+        coding = self._asked.coding
+        self._placed = (selection, start)
+        self._gzip = coding is Coding.GZIP or (coding is Coding.EITHER and self._context.hub.is_crowded(selection))
 
     async def _hub_started(self) -> bool:
         for _ in range(round(READY_TIMEOUT / 0.02)):
@@ -169,11 +176,12 @@ class Subscription:
             writer.lagging = False
             resuming, told_gap = True, False
 
-    def hand_over(self, connection: CdrsHttpProtocol) -> None:
-        """Give the connection to the hub, as the head of the answer has been written. The request ends here."""
+    def hand_over(self, detached: Detached, *, head: bytes = b"") -> None:
+        """Give a connection to the hub. The request ends here. ``head``: that of the answer, if it was not written
+        yet."""
         assert self._placed is not None
         (selection, start), hub = self._placed, self._context.hub
-        fast = FastConnection(self._context, *connection.detach())
+        fast = FastConnection(self._context, *detached)
         subscriber = self._opened(fast, framed=True)
         opening = self._opening(subscriber, selection, start)
         place = hub.join(subscriber, selection)
@@ -181,9 +189,9 @@ class Subscription:
         if is_there and hub.go_live(subscriber):
             if self._is_resuming:
                 self._context.telemetry.resumed("gap" if start.gaps else "ring")
-            fast.begin(subscriber, selection, opening + CAUGHT_UP)
+            fast.begin(subscriber, selection, opening + CAUGHT_UP, head=head)
         else:
-            fast.begin(subscriber, selection, opening)
+            fast.begin(subscriber, selection, opening, head=head)
             fast.catch_up(resuming=self._is_resuming, told_gap=bool(start.gaps))
 
     @property
@@ -243,4 +251,4 @@ class FastAnswer(Response):
             await self._subscription.portable()(scope, receive, send)
             return
         await send_head(send, gzip=self._subscription.is_gzip)  # does not wait: nothing has been written before it
-        self._subscription.hand_over(connection)
+        self._subscription.hand_over(connection.detach())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 
 class Turnstile:
@@ -12,7 +13,7 @@ class Turnstile:
     def __init__(self, per_turn: int) -> None:
         self._per_turn = per_turn
         self._passed = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[None] | Callable[[], None]] = deque()
         self._is_due = False
 
     @property
@@ -29,6 +30,14 @@ class Turnstile:
         self._waiting.append(place)
         await place
 
+    def call(self, visit: Callable[[], None]) -> None:
+        """The same without a task: ``visit`` is called at its turn, which may be now. It must not fail."""
+        if self._passed < self._per_turn and not self._waiting:
+            self._pass()
+            visit()
+        else:
+            self._waiting.append(visit)
+
     def _pass(self) -> None:
         self._passed += 1
         if not self._is_due:
@@ -41,6 +50,9 @@ class Turnstile:
         self._passed = 0
         while self._waiting and self._passed < self._per_turn:
             place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(None)
+            if callable(place):
                 self._pass()
+                place()
+            elif not place.done():
+                self._pass()
+                place.set_result(None)

@@ -21,6 +21,7 @@ from gateway.recent import latest
 from gateway.replay import HistoryReader
 from gateway.routing import Router
 from gateway.server import serve
+from gateway.short_streams import StreamShortcut
 from gateway.shortcut import Shortcut
 from gateway.siblings import Siblings
 from gateway.streams import StreamCatalog
@@ -171,6 +172,7 @@ class GatewayRole:
             self._settings.gateway,
             stop=self._close_door,
             shortcut=Shortcut(self.context),
+            streams=StreamShortcut(self.context) if self._settings.sse.write_path != "portable" else None,
         )
 
     async def _follow(self) -> None:

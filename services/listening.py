@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from shared.errors import StartError
 
-BACKLOG = 2048
+BACKLOG = 4096
+"""Connections that wait for being taken; the kernel's own bound may be lower."""
 
 
 def require_loopback(host: str, *, insecure: bool, setting: str) -> None:

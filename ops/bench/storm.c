@@ -15,7 +15,6 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdint.h>
@@ -34,10 +33,11 @@ enum { TAIL = 256, READ = 1 << 20, SAMPLES = 1 << 22, CONNECTING = 512 };
 enum { NEEDLE_LEN = 6, CAUGHT_LEN = 21, T_AT = NEEDLE_LEN + 10 + 7, STAMPED_LEN = T_AT + 19 + 1 };
 
 struct client {
-    int fd, is_live, is_witness;
+    int fd, is_asked, is_live, is_witness;
     uint16_t tail;
     uint32_t next;
     uint64_t dialled, live_at;
+    const char *cursor;
     char rest[TAIL];
 };
 
@@ -46,6 +46,7 @@ static unsigned body_bytes;
 static uint64_t repeats, gaps, holes_told, events_read;
 static uint32_t *samples, sample_count;
 static char *buffer;
+static const char *path;
 
 static uint64_t now_ns(void) {
     struct timespec at;
@@ -58,21 +59,28 @@ static void die(const char *what) {
     exit(1);
 }
 
-static void dial(struct client *client, const char *path, const char *cursor) {
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-    if (fd < 0) die("socket");
-    client->dialled = now_ns();
-    if (connect(fd, (struct sockaddr *)&to, sizeof to) < 0) die("connect");
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+static void ask(struct client *client) {
     char request[2048];
+    const char *cursor = client->cursor;
     int size = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept: text/event-stream\r\n%s%s%s\r\n",
                         path, port, cursor ? "Last-Event-ID: " : "", cursor ? cursor : "", cursor ? "\r\n" : "");
-    if (send(fd, request, (size_t)size, MSG_NOSIGNAL) != size) die("send");
-    fcntl(fd, F_SETFL, O_NONBLOCK);
+    if (send(client->fd, request, (size_t)size, MSG_NOSIGNAL) != size) die("send");
+    client->is_asked = 1;
+}
+
+/* Never waits: where the server's backlog is full, the kernel tries again after a second, and others go on meanwhile. */
+static void dial(struct client *client, const char *cursor) {
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), one = 1;
+    if (fd < 0) die("socket");
+    client->dialled = now_ns();
+    client->cursor = cursor;
     client->fd = fd;
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = client};
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    if (connect(fd, (struct sockaddr *)&to, sizeof to) == 0) ask(client);
+    else if (errno != EINPROGRESS) die("connect");
+    struct epoll_event event = {.events = client->is_asked ? EPOLLIN : EPOLLOUT, .data.ptr = client};
     if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) die("epoll_ctl");
     open_count++;
 }
@@ -124,11 +132,18 @@ static void drain(struct client *client) {
     memcpy(client->rest, end - keep, keep);
 }
 
+static void connected(struct client *client) {
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = client};
+    ask(client);
+    epoll_ctl(epoll_fd, EPOLL_CTL_MOD, client->fd, &event);
+}
+
 static int turn(int timeout) {
     struct epoll_event events[512];
     int spoken = 0, count = epoll_wait(epoll_fd, events, 512, timeout);
     for (int i = 0; i < count; i++) {
         if (events[i].data.ptr == NULL) spoken = 1;
+        else if (!((struct client *)events[i].data.ptr)->is_asked) connected(events[i].data.ptr);
         else drain(events[i].data.ptr);
     }
     return spoken;
@@ -146,6 +161,7 @@ static double share(double part) {
 int main(int argc, char **argv) {
     if (argc != 7) return 2;
     port = atoi(argv[1]);
+    path = argv[4];
     int witnesses = atoi(argv[2]), wanted = atoi(argv[3]), known = 0;
     body_bytes = (unsigned)atoi(argv[6]);
     static char cursors[4096][700];
@@ -160,7 +176,7 @@ int main(int argc, char **argv) {
     epoll_fd = epoll_create1(0);
     for (int i = 0; i < witnesses; i++) {
         clients[i].is_witness = 1;
-        dial(&clients[i], argv[4], NULL);
+        dial(&clients[i], NULL);
     }
     while (live_count < witnesses && !lost) turn(100);
     printf("{\"open\":%d}\n", live_count);
@@ -184,7 +200,7 @@ int main(int argc, char **argv) {
             for (int i = 0; i < wanted; i++) {
                 struct client *client = &clients[witnesses + i];
                 client->next = numbers[i % known] + 1;
-                dial(client, argv[4], cursors[i % known]);
+                dial(client, cursors[i % known]);
                 if (i % 64 == 63) turn(0);
                 while (open_count - live_count > CONNECTING * 16 && !lost) turn(10);
             }

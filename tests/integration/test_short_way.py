@@ -18,6 +18,7 @@ from shared.records import NewEvent, Settlement
 
 ORDERS = "/v1/streams/orders/events"
 JSON = {"Content-Type": "application/json"}
+GET = request_bytes("GET", ORDERS)
 STRUCTURED = {"Content-Type": "application/cloudevents+json"}
 ROUNDS = 3
 """Learned, kept, used."""
@@ -174,6 +175,63 @@ async def test_both_ways_refuse_alike_what_the_dispatcher_does_not_take(
     assert answers[0][0][-1].startswith(b"HTTP/1.1 503 ")
 
 
+BATCH = {"Content-Type": "application/cloudevents-batch+json"}
+
+
+def batch(count: int, headers: dict[str, str] | None = None) -> bytes:
+    body = b"[" + b",".join(event(id=str(n)) for n in range(count)) + b"]"
+    return post(body, BATCH | (headers or {}))
+
+
+def full() -> None:
+    raise Overloaded("events would wait too long for their turn", retry_after=1)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Connection": "close"}, {"Idempotency-Key": '"a"'}])
+async def test_both_ways_refuse_a_batch_alike_where_there_is_no_room(
+    servers: tuple[ProduceServer, ProduceServer], headers: dict[str, str]
+) -> None:
+    told = []
+    for server in servers:
+        knowing(server.emptied()).dispatcher.check = full  # type: ignore[method-assign]
+        answers = [await rounds(server, batch(count, headers)) for count in (1, 2, 5, 50)]
+        told.append((answers, server.context.ingested("failed"), server.dispatcher.submissions))
+    assert told[0] == told[1]
+    assert all(answer.startswith(b"HTTP/1.1 503 ") for answers, _ in told[0][0] for answer in answers)
+
+
+async def test_a_batch_is_refused_by_its_head_and_its_body_is_thrown_away(server: ProduceServer) -> None:
+    async with connected(server.port) as connection:
+        for _ in range(2):
+            await connection.send(batch(2))
+            assert (await raw_answer(connection)).startswith(b"HTTP/1.1 20")
+        stored = len(server.dispatcher.events())
+        server.dispatcher.check = full  # type: ignore[method-assign]
+        for request in (batch(3), batch(4)):
+            head = request.index(b"\r\n\r\n") + 4
+            for cut in (head, head + 1, len(request) - 1):
+                await connection.send(request[:cut])
+                assert (await raw_answer(connection)).startswith(b"HTTP/1.1 503 "), "before the rest has come"
+                await connection.send(request[cut:] + GET)
+                assert (await raw_answer(connection)).startswith(b"HTTP/1.1 200 ")
+        await connection.send(batch(5) * 3 + GET)
+        answers = [await raw_answer(connection) for _ in range(4)]
+        assert [answer[9:12] for answer in answers] == [b"503", b"503", b"503", b"200"]
+    assert len(server.dispatcher.events()) == stored
+
+
+async def test_the_rest_of_a_refused_batch_is_not_waited_for_for_ever(server: ProduceServer) -> None:
+    async with connected(server.port) as connection:
+        await connection.send(batch(2))
+        await raw_answer(connection)
+        server.dispatcher.check = full  # type: ignore[method-assign]
+        await connection.send(batch(2)[:-5])
+        assert (await raw_answer(connection)).startswith(b"HTTP/1.1 503 ")
+        answer = await connection.answer()
+        assert (answer.status, answer.problem) == (408, "request-timeout")
+        assert await connection.at_end()
+
+
 async def test_an_unknown_stream_is_asked_for_by_the_application(servers: tuple[ProduceServer, ProduceServer]) -> None:
     server = servers[0].emptied()
     assert server.shortcut is not None
@@ -193,8 +251,6 @@ async def test_a_stream_created_meanwhile_is_routed_anew(server: ProduceServer) 
 
 
 # --- order on a connection ---------------------------------------------------------------------------
-
-GET = request_bytes("GET", ORDERS)
 
 
 async def submitted(server: ProduceServer, count: int) -> None:

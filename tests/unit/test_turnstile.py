@@ -39,3 +39,23 @@ async def test_who_leaves_the_queue_costs_nobody_a_place() -> None:
     async with asyncio.timeout(10):
         await patient
         await turnstile.enter()
+
+
+async def test_who_waits_without_a_task_stands_in_the_same_queue() -> None:
+    turnstile = Turnstile(2)
+    inside: list[int] = []
+
+    async def visit(number: int) -> None:
+        await turnstile.enter()
+        inside.append(number)
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        for number in range(0, 20, 2):
+            group.create_task(visit(number))
+            await asyncio.sleep(0)
+            turnstile.call(lambda number=number: inside.append(number + 1))
+    while len(inside) < 20:
+        await asyncio.sleep(0)
+    assert sorted(inside) == list(range(20))
+    assert [number for number in inside if number % 2] == list(range(1, 20, 2))
+    assert [number for number in inside if not number % 2] == list(range(0, 20, 2))

@@ -217,7 +217,7 @@ class Reader:
             "type": "http", "method": "GET", "path": "/v1/events", "query_string": query.encode(), "headers": headers,
             "client": ("127.0.0.1", 1), "path_params": {},
         }  # fmt: skip
-        subscription = Subscription(Request(scope), gateway.context)
+        subscription = Subscription.of(Request(scope), gateway.context)
         try:
             await subscription.prepare()
         except CdrsError as error:
