@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import msgspec
 
@@ -12,10 +13,14 @@ from cdrs.lane import Append, Batch, Lane, settle_duplicate
 from cdrs.tasks import Wakeup
 from shared.errors import OutcomeUnknown, StaleStream, Unavailable
 from shared.ports import EventStore
-from shared.records import Duplicate, NewEvent, Record
+from shared.records import Duplicate, NewEvent, Record, Settlement
 
 ATTEMPTS = 8
 """How often an event that was judged void is looked up and appended again."""
+REFUSED = settle_duplicate(Duplicate(-1, -1, 0, same_body=False))
+UNTOLD = Settlement(
+    problem=OutcomeUnknown.problem, detail="the event under this id is stored and could not be compared; repeat it"
+)
 BODIES = 8
 """Bodies under one identity in one batch that are compared with what is stored; all further ones are refused."""
 JUDGED_WITHIN = 10.0
@@ -49,6 +54,8 @@ class JudgedLane(Lane):
         self._knows = knows
         self._unsure: set[int] = set()
         """Slots of the current batch that the index alone has found absent."""
+        self._has_appended = False
+        """Whether anything of the current batch is in the log."""
         self._current: Batch | None = None
         self._again: list[int] = []
         self._judged = Wakeup()
@@ -86,10 +93,15 @@ class JudgedLane(Lane):
         await self._admit(batch.events)
         self._current = batch
         self._unsure.clear()
+        self._has_appended = False
         try:
             slots = list(first.values())
             for at in range(0, len(slots), self._piece):
                 await self._settle_piece(batch, slots[at : at + self._piece])
+        except Unavailable as error:
+            if self._has_appended:
+                raise OutcomeUnknown(error.detail, retry_after=error.retry_after) from error
+            raise
         finally:
             self._current = None
             batch.slots = {}
@@ -136,6 +148,7 @@ class JudgedLane(Lane):
         self._again = []
         batch.slots = {batch.events[slot].identity: slot for slot in absent}
         await self._append(self.partition, [batch.events[slot] for slot in absent], base)
+        self._has_appended = True
         await self._read_all(batch)
         return sorted(self._again)
 
@@ -157,8 +170,11 @@ class JudgedLane(Lane):
         batch.fill(slot, settle_duplicate(Duplicate(self.partition, seen.first, seen.append_ms, same)))
         return True
 
-    async def _find_in_store(self, batch: Batch, slots: Sequence[int], *, is_first: bool) -> list[int]:
-        """Settle what the store has, with one question for all; the slots that it has not.
+    async def _find_in_store(
+        self, batch: Batch, slots: Sequence[int], *, is_first: bool, is_strict: bool = False
+    ) -> list[int]:
+        """Settle what the store has, with one question for all; the slots that it has not. ``is_strict``: raise
+        `Unavailable` where it cannot be asked, whatever the setting says.
 
         What the index of a young log lacks need not be asked for, unless it may stand in another partition."""
         asked = [slot for slot in slots if not (is_first and batch.events[slot].fresh)]
@@ -169,7 +185,7 @@ class JudgedLane(Lane):
         try:
             found = await self._history.lookup(self.partition, [batch.events[slot] for slot in asked])
         except Unavailable:
-            if self._strict:
+            if self._strict or is_strict:
                 raise
             self._unsure.update(asked)
             return list(slots)
@@ -198,13 +214,28 @@ class JudgedLane(Lane):
     async def _settle_losers(self, batch: Batch, slots: Sequence[int]) -> None:
         """Copies of identities under which another event is stored: each is compared with that one. The same body is
         asked for once, and of an identity only so many bodies: nobody who means well sends more."""
-        asked: dict[bytes, dict[tuple[str | None, bytes], int]] = {}
+        bodies: dict[bytes, dict[tuple[str | None, bytes], list[int]]] = {}
         for slot in slots:
             event = batch.events[slot]
-            bodies = asked.setdefault(event.identity, {})
-            known = bodies.setdefault((event.key, event.value), slot)
-            if known == slot and len(bodies) <= BODIES:
-                if self._find_in_index(batch, slot) or not await self._find_in_store(batch, [slot], is_first=False):
-                    continue
-                raise OutcomeUnknown("what was found stored was not found again")
-            batch.fill(slot, batch.results[known] or settle_duplicate(Duplicate(-1, -1, 0, same_body=False)))
+            bodies.setdefault(event.identity, {}).setdefault((event.key, event.value), []).append(slot)
+        for turn in range(BODIES):
+            # In a turn each identity stands once, with its next body.
+            equal = [list(each.values())[turn] for each in bodies.values() if turn < len(each)]
+            await self._compare(batch, [first for first, *_ in equal])
+            for first, *others in equal:
+                for slot in others:
+                    batch.fill(slot, batch.results[first] or REFUSED)
+        for each in bodies.values():
+            for slot in chain.from_iterable(list(each.values())[BODIES:]):
+                batch.fill(slot, REFUSED)
+
+    async def _compare(self, batch: Batch, slots: Sequence[int]) -> None:
+        """Settle events of different identities that are stored, with these bodies or others. What else is in the batch
+        may have been stored for it: where nothing can be told of these, only they suffer."""
+        unknown = [slot for slot in slots if not self._find_in_index(batch, slot)]
+        try:
+            missing = await self._find_in_store(batch, unknown, is_first=False, is_strict=True) if unknown else []
+        except (Unavailable, OutcomeUnknown):
+            missing = unknown
+        for slot in missing:
+            batch.fill(slot, UNTOLD)

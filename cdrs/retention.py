@@ -8,13 +8,17 @@ like everything else: the node that comes first for partition 0.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from shared.clock import Clock
+from shared.errors import Unavailable
 from shared.offers import ExpiringStore, TrimmableLog
 from shared.ports import EventStore
 from shared.records import Expiry
 from shared.settings import RetentionSettings
+
+logger = logging.getLogger(__name__)
 
 BREATH = 0.01
 """Seconds between two pieces: appends come first."""
@@ -88,10 +92,17 @@ class Trimming:
         self._preferred = preferred
 
     async def run(self) -> None:
-        """Trim until cancelled."""
+        """Trim until cancelled. What cannot be trimmed now is no harm: it is tried again with the next look."""
+        trouble = ""
         while True:
-            if self._preferred(0):
-                await self._trim()
+            try:
+                if self._preferred(0):
+                    await self._trim()
+                trouble = ""
+            except Unavailable as error:
+                if str(error) != trouble:
+                    logger.warning("the log cannot be trimmed: %s", error)
+                trouble = str(error)
             await asyncio.sleep(self._settings.interval)
 
     async def _trim(self) -> None:

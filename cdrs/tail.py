@@ -191,9 +191,24 @@ class Tail:
             known = self._firsts.get(partition)
             if known is None or offset > known[0]:
                 self._firsts[partition] = offset, stamp
-            elif stamp > known[1] or (offset == known[0] and stamp != known[1]):
-                # Older records are no proof: brokers that fall over may show again what was deleted of a log.
+            elif offset == known[0]:
+                if stamp != known[1]:
+                    self._made_anew(partition)
+            elif stamp > known[1] and await self._lacks_last(partition):
+                # Older records are no proof, and later stamps on them hardly one: brokers that fall over may show again
+                # what was deleted of a log, and their clocks differ.
                 self._made_anew(partition)
+
+    async def _lacks_last(self, partition: int) -> bool:
+        """Whether the log has another record where the last one was that was read; False where that cannot be told."""
+        last = self._last.get(partition)
+        if last is None:
+            return True
+        try:
+            found = await self._read_one(partition, last.offset)
+        except Gone:
+            return True
+        return found is not None and not _are_same(last, found)
 
     async def _compare_with_store(self, log: DatedLog, checkpoints: Mapping[int, int]) -> None:
         """The same, by what the store has of them: at the start, nothing else is known."""

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from shared.clock import Clock
-from shared.errors import Unavailable
+from shared.errors import OutcomeUnknown, Unavailable
 from shared.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Supervisor:
             try:
                 await work()
                 logger.warning("%s ended; starting it again in %.2f s", name, pause)
-            except Unavailable as error:
+            except (Unavailable, OutcomeUnknown) as error:
                 logger.warning("%s: %s; trying again in %.2f s", name, error, pause)
             except Exception as error:
                 logger.exception("%s failed; starting it again in %.2f s", name, pause)

@@ -9,6 +9,7 @@ the parser as it came.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any
 
@@ -17,6 +18,8 @@ from gateway.short_streams import StreamShortcut, Visit
 from gateway.shortcut import Fields, Headers, Length, Post, Shortcut, Target, content_length
 from shared.descriptors import room
 from shared.settings import GatewaySettings
+
+logger = logging.getLogger(__name__)
 
 REST_WITHIN = 0.05
 """Seconds in which the body of a request, of which the head came alone, is waited for here; then it is the
@@ -279,10 +282,20 @@ class ShortcutProtocol(CdrsHttpProtocol):
             streams.turnstile.call(self._enter)
 
     def _enter(self) -> None:
-        """It is this request's turn. If it cannot have its stream at once, it is the application's."""
+        """It is this request's turn."""
         visit, self._visit = self._visit, None
-        if visit is None or self._is_over or self.transport.is_closing():
+        transport = self.transport
+        if visit is None or self._is_over or transport.is_closing():
             return
+        try:
+            self._serve_visit(visit)
+        except Exception:
+            # Nobody else would end a connection that is neither the application's nor the hub's.
+            logger.exception("an event stream could not be begun")
+            transport.abort()
+
+    def _serve_visit(self, visit: Visit) -> None:
+        """If it cannot have its stream at once, it is the application's."""
         can_detach = self._is_whole and not self._held and not self._is_leaving and not self.flow.write_paused
         if can_detach and self.streams is not None and self.streams.begin(self, visit):
             return

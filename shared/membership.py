@@ -95,7 +95,7 @@ class Membership:
     ) -> None:
         """``watches`` False: join, beat and stay in the set, but leave it to another membership of this process to
         look at the others. The picture then shows nobody else. ``on_change``: told of each new state of another
-        process, and how many seconds before it was last heard."""
+        process that was ever heard, and how many seconds before it was last heard."""
         self.me = me
         self._on_change = on_change
         self._watches = watches
@@ -337,7 +337,7 @@ class Membership:
         silent = max(self._clock.monotonic() - self._detector.seen(key), 0.0)
         was = before.value if before is not None else "unknown"
         logger.info("%s is %s, was %s; last heard %d ms ago", key, state.value, was, round(silent * 1000))
-        if self._on_change is not None:
+        if self._on_change is not None and key in self._last:
             self._on_change(state, silent)
 
     def _tell(self, change: Change, *, is_load: bool = False) -> None:

@@ -227,8 +227,8 @@ def _install_runtime(cache: Path, progress: Progress) -> None:
 
 def _pip() -> list[str | Path]:
     for python in (sys.executable, _ROOT / ".venv" / "bin" / "python"):
-        found = subprocess.run([python, "-m", "pip", "--version"], capture_output=True, timeout=60, check=False)
-        if found.returncode == 0:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run([python, "-m", "pip", "--version"], capture_output=True, timeout=60, check=True)
             return [python, "-m", "pip"]
     raise EngineError(
         "there is no mongod here, and the packaged one needs a library that comes by pip. On Debian and Ubuntu: "

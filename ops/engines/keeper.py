@@ -75,7 +75,7 @@ def keep(folder: Path, replace: Callable[[list[Running]], list[Running]]) -> Non
                 try:
                     names = ", ".join(each.member.name for each in replace(some))
                     print(f"{time.strftime('%T')} {how}: {names or 'somebody else has looked after it'}", flush=True)
-                except EngineError as error:  # another command had the set for long, or a port is not free yet
+                except (EngineError, OSError) as error:  # another command had it for long, or a port is not free yet
                     print(error, flush=True)
         time.sleep(_POLL)
 

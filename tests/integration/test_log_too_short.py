@@ -115,8 +115,13 @@ async def test_a_log_that_is_trimmed_and_shows_it_again_is_the_same_log() -> Non
             log.kept[0] = kept
             await node._tail.measure()
         assert not node.troubles
+        # A broker whose clock is ahead stamped what it shows again.
+        log.kept[0] = 4
+        log.records[0][4] = msgspec.structs.replace(log.records[0][4], append_ms=5000)
+        await node._tail.measure()
+        assert not node.troubles
         log.kept[0] = 0
-        log.records[0][0] = msgspec.structs.replace(log.records[0][0], append_ms=5000)
+        log.records[0] = [msgspec.structs.replace(r, append_ms=r.append_ms + 5000) for r in log.records[0]]
         await node._tail.measure()
         assert "made anew" in node.troubles["partitions"]
 

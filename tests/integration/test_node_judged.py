@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -10,11 +11,8 @@ import pytest
 from model_log import ModelLog, ModelStore, event, events
 from node_world import RING, TIMEOUT, WINDOW, read_feed, running_node, until
 
-from shared.errors import (
-    IdempotencyMismatch,
-    Unavailable,
-)
-from shared.records import PageQuery, Record
+from shared.errors import IdempotencyMismatch, OutcomeUnknown, Unavailable
+from shared.records import Duplicate, NewEvent, PageQuery, Record
 
 
 @pytest.fixture
@@ -83,6 +81,52 @@ async def test_copies_in_one_batch_are_compared_with_what_is_stored(judged_log: 
             assert (each.offset, each.duplicate, each.problem) == (0, True, ""), each
         else:
             assert each.problem == IdempotencyMismatch.problem
+
+
+class CountingStore(ModelStore):
+    """Answers so many questions and is away then."""
+
+    asked = 0
+    answers = 1_000_000
+
+    async def lookup(self, partition: int, events: Sequence[NewEvent]) -> Mapping[bytes, Duplicate]:
+        self.asked += 1
+        if self.asked > self.answers:
+            raise Unavailable("away")
+        assert len({each.identity for each in events}) == len(events)
+        return await super().lookup(partition, events)
+
+
+def written_before(log: ModelLog, count: int) -> None:
+    """So many events, all beyond the index."""
+    for number in range(count):
+        log.write(0, event(f"old {number}", data=b"stored"), base=number)
+    for number in range(3 * WINDOW):
+        log.write(0, event(number), base=count + number)
+
+
+async def test_losing_copies_are_compared_together(judged_log: ModelLog) -> None:
+    written_before(judged_log, 10)
+    store = CountingStore(judged_log)
+    bodies = [b"1", b"2", b"stored"]
+    asked = [event(f"old {number}", data=body) for number in range(10) for body in bodies]
+    async with running_node(judged_log, store) as node:
+        settled = await node.append(judged_log.epoch, 0, asked, timeout=TIMEOUT)
+    for each, settlement in zip(asked, settled, strict=True):
+        assert settlement.problem == ("" if b"stored" in each.value else IdempotencyMismatch.problem)
+    assert store.asked == 3, "one question for the first of each, and one for each further body"
+
+
+async def test_a_store_that_leaves_meanwhile_costs_only_the_losing_copies(judged_log: ModelLog) -> None:
+    written_before(judged_log, 1)
+    store = CountingStore(judged_log)
+    store.answers = 1
+    asked = [event("new"), event("old 0", data=b"1"), event("old 0", data=b"stored"), event("old 0", data=b"1")]
+    async with running_node(judged_log, store) as node:
+        settled = await node.append(judged_log.epoch, 0, asked, timeout=TIMEOUT)
+    assert (settled[0].problem, settled[0].duplicate) == ("", False)
+    mismatch = IdempotencyMismatch.problem
+    assert [each.problem for each in settled[1:]] == [mismatch, OutcomeUnknown.problem, mismatch]
 
 
 async def test_a_young_log_needs_no_store_to_know_what_is_new(judged_log: ModelLog) -> None:

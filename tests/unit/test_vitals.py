@@ -68,32 +68,37 @@ async def test_a_real_loop_that_is_blocked_is_seen() -> None:
     await asyncio.sleep(0)
     time.sleep(0.6)
     async with asyncio.timeout(5):
-        while vitals.delay < 0.3:
+        while vitals.delay < 0.3 or not vitals.open:
             await asyncio.sleep(0.01)
     looking.cancel()
     assert vitals.open > 3
 
 
-async def test_a_disk_that_is_nearly_full_is_told(tmp_path: Path) -> None:
+def test_a_disk_that_is_nearly_full_is_told(tmp_path: Path) -> None:
     room = LITTLE_ROOM
     vitals, telemetry = Vitals(SystemClock(), folder=tmp_path, free=lambda _: room), Telemetry(version="1")
     for room, fine in ((LITTLE_ROOM, True), (LITTLE_ROOM - 1, False)):
-        looking = asyncio.create_task(vitals.run())
-        await asyncio.sleep(0)
-        looking.cancel()
+        vitals.look()
         assert found(vitals)["disk"] is fine
         vitals.export(telemetry)
         assert value(telemetry, "cdrs_disk_free_bytes") == room
 
 
-async def test_nothing_is_said_of_a_disk_that_is_not_used() -> None:
+def test_nothing_is_said_of_a_disk_that_is_not_used() -> None:
     vitals, telemetry = Vitals(SystemClock(), descriptors=lambda: 10**9), Telemetry(version="1")
-    looking = asyncio.create_task(vitals.run())
-    await asyncio.sleep(0)
-    looking.cancel()
+    vitals.look()
     assert found(vitals) == {"loop": True, "descriptors": False}
     vitals.export(telemetry)
     assert value(telemetry, "cdrs_disk_free_bytes") is None
+
+
+def test_no_descriptor_left_to_count_them_with_is_told_and_ends_nothing() -> None:
+    def none_left() -> int:
+        raise OSError(24, "Too many open files")
+
+    vitals = Vitals(SystemClock(), descriptors=none_left)
+    vitals.look()
+    assert not found(vitals)["descriptors"]
 
 
 async def test_a_task_that_fails_is_started_again_counted_and_told() -> None:

@@ -205,6 +205,8 @@ class Expiring:
             return False
         found = await self._read(queries.shadows(key, gone, cleared, limit=PIECE))
         over = next((at for at, document in enumerate(found) if not _is_over(document, now_ms)), len(found))
+        if found and not over:
+            return False  # somebody else has just deleted the one that was over
         stop = cleared if over == len(found) < PIECE else offset_of(found[over - 1]["_id"]) + 1
         await self._mark(key, "gone", gone, stop, -sum("u" in document for document in found[:over]))
         # From the beginning on: what one that died here, or a late writer, has left is lower.

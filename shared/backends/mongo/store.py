@@ -229,6 +229,8 @@ class MongoStore:
             query = queries.by_identity(self._keys, identity_of(stream, source, event_id))
         documents = await self._calls.read(lambda: fetch(self._database, query))
         records = [record for record in map(record_of, documents) if record is not None]
+        if records:
+            await self._floors.read(*{record.partition for record in records})
         floors = self._floors.known
         shown = [
             r for r in records if floors[r.partition] <= r.offset < await self._checkpoint(r.partition, r.offset + 1)

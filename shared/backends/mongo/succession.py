@@ -31,8 +31,10 @@ from shared.backends.mongo.queries import floors_of, records_between
 from shared.backends.mongo.store import MongoStore
 from shared.clock import Clock
 from shared.position import Epoch
-from shared.records import FeedBatch, FormerEpoch, PageQuery
+from shared.records import Expiry, FeedBatch, FormerEpoch, PageQuery
 
+IDENTITIES_MS = 24 * 3600 * 1000
+"""How long the identities of events are still known that retention had begun to delete."""
 PAGE = 2000
 PAGE_BYTES = 8 * 1024 * 1024
 DELETED_AT_ONCE = 5000
@@ -94,6 +96,8 @@ class Epochs:
         before, after = (
             MongoStore(self._database, self._calls, clock, epoch=epoch, partitions=partitions) for epoch in (old, new)
         )
+        while await before.expire(Expiry(0, 0, 0, clock.unix_ms() + IDENTITIES_MS)):
+            pass  # what retention was about to do becomes shadows, or its identities would be lost
         events = 0
         for partition, stop in stops.items():
             events += await _copy(before, after, partition, stop)
