@@ -66,7 +66,7 @@ class System:
 
     def start(self) -> None:
         self.first.data.mkdir(parents=True)
-        mount = ["mount", "-t", "tmpfs", "-o", "size=512m", "cdrs-faults", str(self.first.data)]
+        mount = ["mount", "-t", "tmpfs", "-o", "size=2g", "cdrs-faults", str(self.first.data)]
         self.is_tmpfs = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
         self.first.start(timeout=90)
         self.second.start(timeout=90)
