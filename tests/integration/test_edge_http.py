@@ -555,7 +555,7 @@ async def test_the_probes_are_green(cdrs: Client) -> None:
     assert (ready.status, ready.json, ready.headers["cache-control"]) == (200, {"status": "ok"}, "no-store")
     verbose = (await cdrs.get("/readyz?verbose")).json
     assert verbose.keys() == {"status", "draining", "checks"}
-    assert verbose["checks"].keys() == {"log", "registry", "nodes", "feed"}
+    assert verbose["checks"].keys() == {"log", "registry", "nodes", "feed", "loop", "descriptors", "disk"}
     for check in verbose["checks"].values():
         assert check.keys() == {"ok", "detail", "since"}
         assert check["ok"] is True
