@@ -119,7 +119,7 @@ def play(cdrs: Deployment, sample: Sample, engines: Engines, faults: Sequence[Fa
     ):
         goal = total // (len(faults) + 1)
         pace = lambda: PACE if len(all_of_it.blocks) < goal else TRICKLE  # noqa: E731
-        link = stack.enter_context(PacedLink(cdrs.port, pace))
+        link = stack.enter_context(PacedLink(cdrs.port, pace, again=PACE))
         pub = stack.enter_context(start_pub(link.port, sample))
         stack.callback(pub.kill)
 

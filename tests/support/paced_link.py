@@ -14,10 +14,14 @@ _PIECE = 16 * 1024
 class PacedLink:
     """Listens on ``port`` and passes each connection on to another port of this machine."""
 
-    def __init__(self, target: int, rate: Callable[[], float]) -> None:
-        """``rate``: bytes a second, asked for again and again."""
+    def __init__(self, target: int, rate: Callable[[], float], *, again: float) -> None:
+        """``rate``: bytes a second, asked for again and again. ``again``: the same for as many bytes of a connection as
+        the one before it has carried: when that broke, they are sent once more."""
         self._target = target
         self._rate = rate
+        self._again = again
+        self._carried = 0
+        """What the last connection that ended had carried."""
         self._released = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -58,11 +62,15 @@ class PacedLink:
                     threading.Thread(target=self._carry, args=(source, sink, paced), daemon=True).start()
 
     def _carry(self, source: socket.socket, sink: socket.socket, paced: bool) -> None:
+        carried, again = 0, self._carried
         with suppress(OSError):
             while piece := source.recv(_PIECE):
                 sink.sendall(piece)
+                carried += len(piece)
                 if paced and not self._released.is_set():
-                    self._released.wait(len(piece) / self._rate())
+                    self._released.wait(len(piece) / (self._again if carried <= again else self._rate()))
+        if paced:
+            self._carried = carried
         for each, how in ((source, socket.SHUT_RD), (sink, socket.SHUT_WR)):
             with suppress(OSError):
                 each.shutdown(how)
