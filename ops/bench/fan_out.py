@@ -212,7 +212,7 @@ MERCURE_KEY = "a key of thirty-two bytes or more, for a benchmark"
 
 @contextmanager
 def mercure() -> Iterator[Server]:
-    """Mercure: local transport (nothing kept), anonymous subscribers, logs off."""
+    """Mercure before 1.0: local transport (nothing kept), anonymous subscribers, logs off."""
     port = free_port()
     claims = {"mercure": {"publish": ["*"]}}
     with folder() as path:
