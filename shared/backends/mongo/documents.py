@@ -229,7 +229,8 @@ def stream_info(document: Document, partitions: Mapping[str, int]) -> StreamInfo
     """A document of ``streams``, read for the epoch whose partitions are given by their `counter_key`. Events of older
     epochs count; their offsets mean nothing here."""
     # Of an epoch that is over, a late piece of retention may have left what it counted out, and nothing else.
-    counts: dict[str, Document] = {key: count for key, count in (document.get("c") or {}).items() if "n" in count}
+    known: dict[str, Document] = document.get("c") or {}
+    counts = {key: count for key, count in known.items() if "n" in count}
     return StreamInfo(
         name=document["_id"],
         spread=int(document["spread"]),
