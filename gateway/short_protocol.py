@@ -19,11 +19,8 @@ from gateway.shortcut import Fields, Headers, Length, Post, Shortcut, Target, co
 from shared.descriptors import room
 from shared.settings import GatewaySettings
 
-logger = logging.getLogger(__name__)
-
 REST_WITHIN = 0.05
-"""Seconds in which the body of a request, of which the head came alone, is waited for here; then it is the
-application's to wait."""
+"""Seconds in which the body is waited for here of a request whose head came alone; then the application waits."""
 
 
 def http_protocol(
@@ -283,15 +280,12 @@ class ShortcutProtocol(CdrsHttpProtocol):
 
     def _enter(self) -> None:
         """It is this request's turn."""
-        visit, self._visit = self._visit, None
-        transport = self.transport
-        if visit is None or self._is_over or transport.is_closing():
-            return
+        visit, self._visit, transport = self._visit, None, self.transport
         try:
-            self._serve_visit(visit)
-        except Exception:
-            # Nobody else would end a connection that is neither the application's nor the hub's.
-            logger.exception("an event stream could not be begun")
+            if visit is not None and not self._is_over and not transport.is_closing():
+                self._serve_visit(visit)
+        except Exception:  # nobody else would end it, as it is neither the application's nor the hub's
+            logging.getLogger(__name__).exception("an event stream could not be begun")
             transport.abort()
 
     def _serve_visit(self, visit: Visit) -> None:
