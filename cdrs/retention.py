@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from shared.clock import Clock
 from shared.errors import Unavailable
@@ -90,6 +90,7 @@ class Trimming:
         self._window = window
         self._step = min(TRIM_STEP, window // 4)
         self._preferred = preferred
+        self._trimmed: Mapping[int, int] = {}
 
     async def run(self) -> None:
         """Trim until cancelled. What cannot be trimmed now is no harm: it is tried again with the next look."""
@@ -117,7 +118,8 @@ class Trimming:
             )
             for partition, checkpoint in checkpoints.items()
         }
-        starts = await self._log.starts()
-        worth = {partition: stop for partition, stop in below.items() if stop - starts[partition] >= self._step}
+        done = self._trimmed
+        worth = {partition: stop for partition, stop in below.items() if stop - done.get(partition, 0) >= self._step}
         if worth:
             await self._log.trim(worth)
+            self._trimmed = {**done, **worth}

@@ -72,12 +72,9 @@ class SuccessorLog(Protocol):
 class TrimmableLog(Protocol):
     """What a log may offer beside `EventLog` that is not the store too: to let go of what is stored."""
 
-    async def starts(self) -> Mapping[int, int]:
-        """`EventLog.starts`."""
-        ...
-
     async def trim(self, below: Mapping[int, int]) -> None:
         """Partition → delete its records below this offset, for good. It may keep some of them, and may show them
-        again for a while. Nothing at or above it goes. Idempotent. Raises `Unavailable`; then it is to be repeated.
+        again for a while. Nothing at or above it goes. Idempotent. Raises `Unavailable` where any partition could not
+        be asked; the others were all the same, and it is to be repeated.
         """
         ...

@@ -15,7 +15,7 @@ from pathlib import Path
 from ops.engines.errors import EngineError
 from ops.engines.mongo_wire import MongoError, command
 from ops.engines.processes import MARK, Process, Running
-from ops.engines.state import load, try_lock
+from ops.engines.state import State, load, try_lock
 
 LOCK = "keeper.lock"
 LOG = "keeper.log"
@@ -23,6 +23,8 @@ _PATIENCE = 12.0
 """Seconds without an answer: on two busy cores one that is well has been seen to take six."""
 _ANSWER = 2.0
 _POLL = 1.0
+_LONGEST_PAUSE = 60.0
+"""Seconds between attempts at what cannot be started, reached by doubling."""
 
 
 def is_mute(running: Running) -> bool:
@@ -64,20 +66,31 @@ def keep(folder: Path, replace: Callable[[list[Running]], list[Running]]) -> Non
     if lock is None:
         return
     watch = Watch()
+    pause, next_attempt = _POLL, 0.0
     while (state := load(folder)) is not None:
-        mongods = [each for each in state.running.values() if each.member.engine == "mongo"]
-        lost = {
-            "hung": watch.hung(state.awake("mongo")),
-            "ended": [each for each in mongods if not each.process.is_alive()],
-        }
-        for how, some in lost.items():
-            if some:
-                try:
-                    names = ", ".join(each.member.name for each in replace(some))
-                    print(f"{time.strftime('%T')} {how}: {names or 'somebody else has looked after it'}", flush=True)
-                except (EngineError, OSError) as error:  # another command had it for long, or a port is not free yet
-                    print(error, flush=True)
+        if time.monotonic() >= next_attempt:
+            pause = _POLL if _attend(state, watch, replace) else min(pause * 2, _LONGEST_PAUSE)
+            next_attempt = time.monotonic() + pause
         time.sleep(_POLL)
+
+
+def _attend(state: State, watch: Watch, replace: Callable[[list[Running]], list[Running]]) -> bool:
+    """Replace what is lost now; False where that failed."""
+    mongods = [each for each in state.running.values() if each.member.engine == "mongo"]
+    lost = {
+        "hung": watch.hung(state.awake("mongo")),
+        "ended": [each for each in mongods if not each.process.is_alive()],
+    }
+    well = True
+    for how, some in lost.items():
+        if some:
+            try:
+                names = ", ".join(each.member.name for each in replace(some))
+                print(f"{time.strftime('%T')} {how}: {names or 'somebody else has looked after it'}", flush=True)
+            except (EngineError, OSError) as error:  # another command had it for long, or a port is not free yet
+                print(error, flush=True)
+                well = False
+    return well
 
 
 def start(folder: Path, name: str, cache: Path) -> None:

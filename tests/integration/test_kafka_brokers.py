@@ -9,11 +9,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
+from aiokafka import TopicPartition
 from engine_set import EngineSet, expendable_set
 from kafka_engine import KafkaTopics
 from new_events import event
 
 from cdrs.judgement import Judge, Kind
+from shared.backends.kafka.address import parse_kafka_url
+from shared.backends.kafka.admin import Admin, open_admin
+from shared.backends.kafka.client import CLIENT_ERRORS, Connection
+from shared.backends.kafka.codec import Outgoing
 from shared.backends.kafka.log import KafkaLog
 from shared.errors import CdrsError, OutcomeUnknown, Unavailable
 from shared.records import Record
@@ -155,6 +160,46 @@ async def test_without_a_quorum_it_is_refused_and_heals(brokers: EngineSet, log:
     print(f"two of three brokers down: {load}, {load.check()} copies")
     # the one that was under way may be stored; whatever came later certainly was not
     assert load.errors[OutcomeUnknown] == PARTITIONS
+
+
+async def test_what_can_be_trimmed_is_while_a_partition_has_no_leader(brokers: EngineSet) -> None:
+    topics = KafkaTopics(brokers.url("kafka"))
+    address, settings = parse_kafka_url(topics.url, topics.settings())
+    connection = Connection(address, settings, f"{topics.prefix}.alone", partitions=3)
+    producer, consumer = connection.producer(), connection.consumer()
+    async with open_admin(address, settings) as admin:
+        assert await admin.create(connection.topic, partitions=3, replicas=1, properties={"min.insync.replicas": "1"})
+        try:
+            await producer.start()
+            await consumer.start()
+            for partition in range(3):
+                await asyncio.wait_for(await producer.send(partition, [Outgoing(None, b"x", [])] * 10, 1), 10)
+            assert set((await consumer.ends(10)).values()) == {10}
+            known = consumer._consumer._client.cluster  # pyright: ignore[reportPrivateUsage]
+            leader = int(known.leader_for_partition(TopicPartition(connection.topic, 1)))
+            await brokers.run("kill", f"kafka-{leader}")
+            try:
+                async with asyncio.timeout(60):  # until the cluster knows
+                    while (await admin.topics())[connection.topic].has_leaders:
+                        await asyncio.sleep(0.1)
+                with pytest.raises(CLIENT_ERRORS):
+                    await admin.trim(connection.topic, {0: 4, 1: 4, 2: 4})
+            finally:
+                await brokers.run("start", f"kafka-{leader}")
+            await until_led(admin, connection.topic)
+            assert await consumer.starts(30) == {0: 4, 1: 0, 2: 4}
+            await admin.trim(connection.topic, {0: 4, 1: 4, 2: 4})
+            assert await consumer.starts(30) == {0: 4, 1: 4, 2: 4}
+        finally:
+            await producer.stop()
+            await consumer.stop()
+            await admin.delete(connection.topic)
+
+
+async def until_led(admin: Admin, topic: str) -> None:
+    async with asyncio.timeout(60):
+        while not (await admin.topics())[topic].has_leaders:
+            await asyncio.sleep(0.1)
 
 
 async def all_led_by_others(log: KafkaLog, broker: int) -> bool:

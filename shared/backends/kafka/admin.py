@@ -81,8 +81,15 @@ class Admin:
         _failed(response.topic_error_codes, UnknownTopicOrPartitionError)
 
     async def trim(self, name: str, below: Mapping[int, int]) -> None:
-        """Delete the records of these partitions below these offsets."""
-        wanted = {TopicPartition(name, partition): RecordsToDelete(offset) for partition, offset in below.items()}
+        """Delete the records of these partitions below these offsets; of those that can be reached at least, as each is
+        asked for by itself (one without a leader is refused together with all that are named beside it)."""
+        asked = [self._trim(TopicPartition(name, partition), offset) for partition, offset in below.items()]
+        failed = [each for each in await asyncio.gather(*asked, return_exceptions=True) if each is not None]
+        if failed:
+            raise failed[0]
+
+    async def _trim(self, partition: TopicPartition, offset: int) -> None:
+        wanted = {partition: RecordsToDelete(offset)}
         async with asyncio.timeout(self._timeout):
             await self._client.delete_records(wanted, timeout_ms=int(self._timeout * 1000))
 
