@@ -71,6 +71,7 @@ def _run(
     stack.callback(scene.history.close)
     began = time.monotonic()
     run = Run(seed, Verdict(), [], 0.0, 0)
+    troubles: list[tuple[str, str]] = []
 
     def load() -> str:
         return f"{sum(p.acknowledged for p in producers):,} acknowledged"
@@ -79,6 +80,8 @@ def _run(
         _hurt(scene, run, names, seconds, began, lambda share, what: tell(share, f"{what}, {load()}"))
     except KeyboardInterrupt:
         run.is_broken_off = True
+    except AssertionError as error:  # what was recorded until then is judged all the same
+        troubles.append(("unhealed", f"{scene.name}: {error}"))
     tell(1.0, f"healing, {load()}")
     actors = [*producers, watcher, *subscribers]
     extra = _finish(system, producers, subscribers, folder)
@@ -87,7 +90,7 @@ def _run(
     records: list[Record] = [r for actor in actors for r in actor.history.records] + scene.history.records + extra
     tell(1.0, f"judging {len(records):,} records")
     run.verdict = check(records)
-    for name, what in _troubles(producers, subscribers):
+    for name, what in troubles + _troubles(producers, subscribers):
         run.verdict.add(name, what)
     run.figures = figures([actor.history.records for actor in actors] + [scene.history.records])
     return run
