@@ -142,6 +142,7 @@ def _report(outcome: Run, folder: Path, options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     if os.environ.get("PYTHONHASHSEED") != "0":
         print("faults: PYTHONHASHSEED is not 0; a seed may run otherwise in another process", file=sys.stderr)
+    from simulation.many import schedules  # noqa: PLC0415
     from simulation.world import run_seed  # noqa: PLC0415
 
     if options.seed is not None and options.seconds is None:
@@ -152,25 +153,23 @@ def _simulate(options: argparse.Namespace) -> int:
         return 0 if outcome.verdict.ok else 1
     progress, began, wanted = Progress(), time.monotonic(), options.seconds or SIMULATED
     first = options.seed if options.seed is not None else int(time.time()) % 10**6 * 1000
-    seed, failed, events = first, 0, 0
+    count, failed, events, cpu = 0, 0, 0, 0.0
     try:
-        while (spent := time.monotonic() - began) < wanted:
-            outcome = run_seed(seed)
-            events += outcome.verdict.acknowledged
-            if not outcome.verdict.ok:
+        for done in schedules(first, wanted):
+            count, events, cpu = count + 1, events + done.events, cpu + done.cpu
+            if not done.ok:
                 failed += 1
                 progress.end()
-                print(f"scripts/faults --simulate --seed {seed}: {outcome.verdict}")
-            seed += 1
-            if seed % 20 == 0:
-                progress(min(spent / wanted, 1.0), f"{seed - first:,} schedules, {failed} failed")
+                print(f"scripts/faults --simulate --seed {done.seed}: {done.verdict}")
+            if count % 20 == 0:
+                share = min((time.monotonic() - began) / wanted, 1.0)
+                progress(share, f"{count:,} schedules, {failed} failed")
     finally:
         progress.end()
     spent = time.monotonic() - began
     print(json.dumps({
-        "first": first, "schedules": seed - first, "failed": failed, "events": events, "seconds": round(spent, 1),
-        "schedules_a_minute": round(60 * (seed - first) / spent), "cpu_ms_a_schedule":
-        round(1000 * time.process_time() / max(seed - first, 1), 1),
+        "first": first, "schedules": count, "failed": failed, "events": events, "seconds": round(spent, 1),
+        "schedules_a_minute": round(60 * count / spent), "cpu_ms_a_schedule": round(1000 * cpu / max(count, 1), 1),
     }))  # fmt: skip
     return 1 if failed else 0
 
