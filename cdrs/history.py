@@ -72,6 +72,9 @@ class HistoryReader:
     async def _page_back(self, query: PageQuery, ring: PartitionRing) -> HistoryPage:
         if self._one_tier:
             return await self._store.page(query)
+        if query.stop > ring.next:
+            # A page from the end on has no place to say that its end is missing.
+            raise Unavailable(f"the node has read partition {query.partition} up to {ring.next} only", retry_after=1.0)
         border = max(ring.start, query.start)
         if query.stop > ring.start:
             recent = _backwards(_all(ring, border, query.stop), query, border)

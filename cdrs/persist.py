@@ -317,8 +317,8 @@ class Persister:
     async def _replay(self, partition: int) -> None:
         most, most_bytes = self._settings.batch_records, self._settings.batch_bytes
         log_start = (await self._log.starts()).get(partition, 0)
-        if log_start > self._from(partition):
-            # Mostly somebody has stored it: only then a log is trimmed.
+        if log_start > max(self._from(partition) - self._window, origin_of(self._log, partition)):
+            # Too little is left to judge by. Mostly somebody has stored it and W more: only then a log is trimmed.
             self._seen = dict(await self._store.checkpoints())
         if log_start > self._from(partition):
             await self._give_up(partition, log_start)

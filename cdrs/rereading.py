@@ -126,6 +126,9 @@ class LogReader:
             if not done:
                 await self._end()
         self.reads += 1
+        if not self.covers(partition, at):
+            # While this was read, others stored so much that the tail no longer knows what of it is not visible.
+            raise Unavailable("the store has it by now", retry_after=POLL)
         hidden = self._tail.hidden[partition]
         visible = [record for record in records if record.offset not in hidden]
         # Where it ends early, at the tail's place or for its size, the next one begins there.

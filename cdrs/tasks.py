@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from shared.cancelling import is_cancelled
 from shared.clock import Clock
 from shared.errors import OutcomeUnknown, Unavailable
 from shared.telemetry import Telemetry
@@ -75,15 +76,22 @@ class Supervisor:
                 logger.warning("%s ended; starting it again in %.2f s", name, pause)
             except (Unavailable, OutcomeUnknown) as error:
                 logger.warning("%s: %s; trying again in %.2f s", name, error, pause)
-            except Exception as error:
-                logger.exception("%s failed; starting it again in %.2f s", name, pause)
-                self._failures[name] = self._clock.monotonic(), type(error).__name__
-                if self._telemetry is not None:
-                    self._telemetry.task_failed()
+            except asyncio.CancelledError as error:
+                if is_cancelled():
+                    raise
+                self._failed(name, error, pause)
+            except Exception as error:  # noqa: BLE001 - told, counted and tried again
+                self._failed(name, error, pause)
             if self._clock.monotonic() - started > HEALTHY_AFTER:
                 pause = FIRST_PAUSE
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _failed(self, name: str, error: BaseException, pause: float) -> None:
+        logger.error("%s failed; starting it again in %.2f s", name, pause, exc_info=error)
+        self._failures[name] = self._clock.monotonic(), type(error).__name__
+        if self._telemetry is not None:
+            self._telemetry.task_failed()
 
     @property
     def trouble(self) -> str:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 
 from gateway.gaps import losses
-from shared.errors import CdrsError
+from shared.errors import CdrsError, Unavailable
 from shared.ports import NodeLink
 from shared.records import FeedBatch, PageQuery, Record
 
 PAGE_BYTES = 1024 * 1024
 """Of one partition at most, about: its latest records."""
+PATIENCE = 5
+PAUSE = 0.1
+"""How often a page is asked for once more, and seconds between two attempts."""
 TIMEOUT = 2.0
 """Seconds for everything; a start does not wait longer for what is a mere convenience."""
 
@@ -44,7 +48,14 @@ async def latest(link: NodeLink, ends: Mapping[int, int], count: int) -> dict[in
 
 async def _before(link: NodeLink, partition: int, end: int, count: int) -> FeedBatch | None:
     """Without a hole up to ``end``; None where that cannot be had in one page."""
-    page = await link.page(PageQuery(partition, max(end - count, 0), end, count, PAGE_BYTES, backwards=True))
+    query = PageQuery(partition, max(end - count, 0), end, count, PAGE_BYTES, backwards=True)
+    for _ in range(PATIENCE):
+        with suppress(Unavailable):  # under load a node is some milliseconds behind the end of its log
+            page = await link.page(query)
+            break
+        await asyncio.sleep(PAUSE)
+    else:
+        page = await link.page(query)
     # What history has not got is told by whoever reads it there.
     start = max([page.next, *(stop for _, _, stop in losses(page))])
     if start >= end:

@@ -10,6 +10,8 @@ its own blindness:
 - When more than half of the others, and at least two, fall silent *together* (the last news of each within two reads),
   it is more likely that the registry lost sight of them than that all died: the last picture is held, for ``hold``
   seconds of silence at most. One of one counts, one of three counts, two of three one after the other count.
+- When the registry has lost everybody (`spare`), as a cluster that comes back empty has, the last picture is held until
+  they have had time to be back: one finds the way some seconds before another.
 - A broken connection is evidence of its own: whoever is known by it neither is held nor counts as one of those others.
 """
 
@@ -72,6 +74,7 @@ class Detector:
         self._reads = 0
         self._last_read: float | None = None
         self._own = -1
+        self._spared_until = float("-inf")
 
     def keys(self) -> Collection[str]:
         """Everybody who is watched."""
@@ -86,6 +89,10 @@ class Detector:
     def forget(self, key: str) -> None:
         """Stop watching. Idempotent."""
         self._peers.pop(key, None)
+
+    def spare(self, until: float) -> None:
+        """Until then nobody's silence counts who was there before, unless a connection to it broke."""
+        self._spared_until = until
 
     def observe(self, now: float, seqs: Mapping[str, int], *, draining: Collection[str] = ()) -> None:
         """Take one successful read: the sequence number of each process in the heartbeat map, and which say that they
@@ -125,8 +132,11 @@ class Detector:
 
     def _count_silence(self, now: float, quiet: list[_Peer], credit: float) -> None:
         others = [peer for peer in self._peers.values() if self._is_witness(peer)]
+        is_spared = now < self._spared_until
         for peer in quiet:
-            if peer.missed + 1 >= self._suspect_after and self._is_held(peer, others):
+            if (is_spared and self._is_witness(peer)) or (
+                peer.missed + 1 >= self._suspect_after and self._is_held(peer, others)
+            ):
                 peer.held += credit
                 continue
             peer.missed += 1

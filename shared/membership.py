@@ -28,8 +28,10 @@ SET_INTERVAL = 1.0
 """Seconds between two reads of the set; it is read at once when the beats name a stranger or somebody's vanished."""
 EVENT_PAUSE = 0.05
 """Seconds between a registry's word that its set has changed and the read of it: many changes, one read."""
-REJOIN_GRACE = 3.0
+REJOIN_GRACE = 5.0
 """Seconds after the registry lost us in which it may lack others too: who is missing has not left."""
+RETURN_TIME = 2.5
+"""Seconds of these in which nobody's silence counts: some find a cluster that was away sooner than others."""
 MAX_DETAIL = 500
 """Characters of each reason to wait that a beat carries."""
 REAP_FACTOR = 10
@@ -280,6 +282,7 @@ class Membership:
         if self.me.key not in self._set:
             logger.warning("the registry lost this process; joining again")
             self._rejoined_at = now
+            self._detector.spare(now + RETURN_TIME)
             self._joined = False
         elif now - self._rejoined_at > REJOIN_GRACE:
             self._forget_leavers(beats)

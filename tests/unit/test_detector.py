@@ -120,6 +120,18 @@ def test_the_picture_is_not_held_for_ever() -> None:
     assert world.state("a") is world.state("b") is NodeState.DEAD
 
 
+def test_when_the_registry_has_lost_everybody_they_get_time_to_be_back() -> None:
+    world = World("a", "b", "c")
+    world.run(3)
+    world.stopped |= {"a", "b"}
+    world.detector.break_link("b")
+    world.detector.spare(world.now + 3)
+    world.run(2.7)
+    assert [str(world.state(key)) for key in "abc"] == ["live", "dead", "live"]
+    world.run(1.8)
+    assert world.state("a") is NodeState.DEAD, "only for a while"
+
+
 def test_half_of_the_others_may_die_together() -> None:
     world = World("a", "b", "c", "d")
     world.stopped |= {"a", "b"}

@@ -11,6 +11,7 @@ from typing import Final
 
 from shared.backends.hazelcast.client import Client, NotTakenInError, why_unreachable
 from shared.backends.hazelcast.cluster import SETTING, Cluster, address_text
+from shared.cancelling import is_cancelled
 from shared.errors import Unavailable
 
 MIN_PAUSE: Final = 0.1
@@ -65,7 +66,9 @@ class ClusterLink:
                 if client is not None:
                     pause = MIN_PAUSE
                     await self._hold(client)
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                    raise
                 # Its owner needs no registry to live, so no defect in here may end it.
                 _logger.exception("the connection to %s failed in a way that was not expected", self._cluster)
             await asyncio.sleep(pause * random.uniform(0.7, 1.3))

@@ -17,6 +17,7 @@ import msgspec
 from shared.backends.hazelcast.client import Client
 from shared.backends.hazelcast.cluster import parse_cluster
 from shared.backends.hazelcast.link import ClusterLink
+from shared.cancelling import is_cancelled
 from shared.errors import Unavailable
 from shared.ports import Beat, Member
 from shared.settings import RegistrySettings
@@ -107,9 +108,11 @@ class HazelcastRegistry:
             # The client raises what its parts raise, KeyError and struct.error among it. A hint must not do harm.
             client.failed(began)
             raise Unavailable(f"the Hazelcast client failed: {type(error).__name__}: {error}") from error
-        except asyncio.CancelledError:
-            client.failed(began)  # its caller had the shorter patience
-            raise
+        except asyncio.CancelledError as error:
+            client.failed(began)
+            if is_cancelled():  # its caller had the shorter patience
+                raise
+            raise Unavailable("the Hazelcast client ended the call") from error
         client.answered()
         return answer
 

@@ -29,6 +29,7 @@ from aiokafka.protocol.fetch import FetchRequest
 
 from shared.backends.kafka.address import KafkaAddress
 from shared.backends.kafka.codec import Outgoing, RawRecord
+from shared.cancelling import is_cancelled
 from shared.offers import Replicas
 from shared.settings import KafkaSettings
 
@@ -93,6 +94,11 @@ async def within(seconds: float, work: Awaitable[object]) -> bool:
             await work
     except CLIENT_ERRORS as error:
         _logger.debug("ignored: %s", describe(error))
+        return False
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
+        _logger.debug("ignored: the end of one of the client's own tasks")
         return False
     return True
 

@@ -31,6 +31,7 @@ from gateway.context import GatewayContext
 from gateway.dispatch import Dispatcher
 from gateway.feeds import FeedManager
 from gateway.hub import Hub
+from gateway.recent import latest
 from gateway.replay import HistoryReader
 from gateway.routing import Router
 from gateway.streams import StreamCatalog
@@ -224,8 +225,10 @@ class GatewayProcess(Process):
             if not await context.router.ready(20.0):
                 continue
             with suppress(CdrsError):
-                positions = await context.router.any().link.ends()
-                context.hub.start(context.router.epoch, positions)
+                epoch, link = context.router.epoch, context.router.any().link
+                positions = await link.ends()
+                recent = await latest(link, positions, context.settings.sse.warm_records)
+                context.hub.start(epoch, positions, recent)
         await context.feeds.run(context.hub.vector.next)
 
     def _connect(self, member: Member) -> NodeLink:
