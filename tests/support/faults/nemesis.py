@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from cdrs_process import request, wait_until
 from faults.history import Actor, sha_of
@@ -152,12 +153,19 @@ def _full_disk(scene: Scene) -> None:
 
 
 def _out_of_memory(scene: Scene) -> None:
-    """The kernel ends a node that wants more memory than there is left for it."""
+    """The kernel ends a node that wants more memory than there is left for it, for a request that is never complete."""
     name = scene.node()
     pid = scene.system.pid(name)
-    with scene.system.no_more_memory(pid):
-        scene.begin(name)
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), 30, "the kernel to end the node")
+    nodes = request(scene.system.ports[1], "GET", "/v1/nodes", headers={"accept": "application/json"}).json()["nodes"]
+    url = urlsplit(next(each["url"] for each in nodes if each["id"] == name and each["state"] == "live"))
+    with socket.create_connection((url.hostname or "", url.port or 0), timeout=5) as sock:
+        sock.sendall(b"POST /internal/v1/handoffs HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n")
+        with scene.system.no_more_memory(pid):
+            scene.begin(name)
+            with suppress(OSError):
+                for _ in range(29):
+                    sock.sendall(bytes(1_000_000))
+            wait_until(lambda: not Path(f"/proc/{pid}").exists(), 30, "the kernel to end the node")
 
 
 def _jump_clock(scene: Scene) -> None:
