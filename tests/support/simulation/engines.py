@@ -46,9 +46,13 @@ class Log:
         """Append, all at once."""
         entries = [self._write(partition, event, base) for event in events]
         self.world.trace("log", who, partition, base, self.ends[partition], [e.value[-24:] for e in events])
+        self.wake()
+        return entries
+
+    def wake(self) -> None:
+        """Have all readers look again."""
         self.grown.set()
         self.grown = asyncio.Event()
-        return entries
 
     def _write(self, partition: int, event: NewEvent, base: int) -> Duplicate | None:
         known = self.places.get(event.identity)
@@ -176,7 +180,7 @@ class TailHandle:
         while True:
             grown = log.grown
             await self._process.call(0)
-            found = [] if log.is_away else self._read(max_records)
+            found = [] if log.is_away or self._process.is_blind else self._read(max_records)
             if found:
                 await self._process.call(chaos.delay())
                 return found
@@ -184,6 +188,8 @@ class TailHandle:
             if left <= 0:
                 return []
             if chaos.hits(chaos.tail_break):
+                if chaos.random.random() < 0.5:
+                    raise asyncio.CancelledError  # what a client may let through; nobody wants this task to end
                 raise Unavailable("the reader was thrown out")
             try:
                 async with asyncio.timeout(left):

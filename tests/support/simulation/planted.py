@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import cdrs.history
 import cdrs.judgement
 import cdrs.persist
 import cdrs.retention
@@ -22,7 +23,8 @@ import shared.position
 from cdrs.judgement import Kind, Verdict
 from gateway.gaps import Loss
 from shared.position import Epoch
-from shared.records import FeedBatch, HistoryPage, Record
+from shared.records import FeedBatch, HistoryPage, PageQuery, Record
+from shared.ring import PartitionRing
 
 
 @contextmanager
@@ -120,6 +122,20 @@ def window_trimmed() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def end_not_read() -> Iterator[None]:
+    """A node that is behind answers for what it has not read as if there were nothing."""
+    plain = cdrs.history.HistoryReader._page_back
+
+    async def page_back(self: Any, query: PageQuery, ring: PartitionRing) -> HistoryPage:
+        import msgspec  # noqa: PLC0415
+
+        return await plain(self, msgspec.structs.replace(query, stop=min(query.stop, ring.next)), ring)
+
+    with mock.patch.object(cdrs.history.HistoryReader, "_page_back", page_back):
+        yield
+
+
 BUGS: dict[str, Callable[[], Any]] = {
     "checkpoint-before-durable": checkpoint_before_durable,
     "window-off": window_off,
@@ -128,4 +144,5 @@ BUGS: dict[str, Callable[[], Any]] = {
     "resume-at-latest": resume_at_latest,
     "deletion-untold": deletion_untold,
     "window-trimmed": window_trimmed,
+    "end-not-read": end_not_read,
 }

@@ -81,6 +81,6 @@ class Plan:
 
 
 FAULTS = (
-    "node crash", "node crash", "node pause", "node pause", "gateway crash", "gateway pause", "cut", "log away",
-    "store away", "registry away", "registry wipe", "node drain", "gateway drain",
+    "node crash", "node crash", "node pause", "node pause", "node blind", "gateway crash", "gateway pause", "cut",
+    "log away", "store away", "registry away", "registry wipe", "node drain", "gateway drain",
 )  # fmt: skip

@@ -84,6 +84,8 @@ class Process:
         self.member: Member | None = None
         self.is_dead = False
         self.is_draining = False
+        self.is_blind = False
+        """Nothing of the log reaches it, while everything else goes on."""
         self._running = asyncio.Event()
         self._running.set()
         self._tasks: dict[asyncio.Task[Any], None] = {}
@@ -385,6 +387,12 @@ class World:
             process.pause()
             await asyncio.sleep(length)
             process.resume()
+        elif what == "blind":
+            process = self.random.choice(processes)
+            process.is_blind = True
+            await asyncio.sleep(length)
+            process.is_blind = False
+            self.log.wake()
         elif what == "drain":
             await self._drain(self.random.choice(processes))
         elif what == "wipe":
