@@ -146,15 +146,49 @@ def _value(value: object) -> str:
     return repr(text) if not text or any(c.isspace() or c in "\"'" for c in text) else text
 
 
+_CHATTY = ("asyncio", "aiokafka", "aiohttp.access", "sse_starlette", "uvicorn")
+"""These tell of each connection; among that our own entries would drown."""
+_REPEATING = "aiokafka"
+"""It says each attempt aloud: some hundred lines a second while a broker is away."""
+_SHOWN = 3
+_PERIOD = 10.0
+_REMEMBERED = 1000
+
+
+class RepeatFilter(logging.Filter):
+    """Of what a library says again and again, so many entries of one text in so many seconds; the first one behind them
+    tells by ``more`` how many were left out."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._said: dict[tuple[str, str], tuple[float, int]] = {}
+        """Logger and text → since when, and how often."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] != _REPEATING:
+            return True
+        key, now = (record.name, str(record.msg)), self._clock()
+        since, count = self._said.get(key, (now, 0))
+        if now - since > _PERIOD:
+            if count > _SHOWN:
+                record.more = count - _SHOWN
+            since, count = now, 0
+        if len(self._said) >= _REMEMBERED:
+            self._said.clear()
+        self._said[key] = since, count + 1
+        return count < _SHOWN
+
+
 def configure_logging(level: str, *, process: str = "") -> None:
     """Send all logging of this process to stderr, one line per entry; ``process`` tells several apart."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter(process))
+    handler.addFilter(RepeatFilter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # These tell of each connection; among that our own entries would drown.
-    for chatty in ("asyncio", "aiokafka", "aiohttp.access", "sse_starlette", "uvicorn"):
+    for chatty in _CHATTY:
         logging.getLogger(chatty).setLevel(max(root.level, logging.WARNING))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.listening import is_loopback, listening, port_owner, require_loopback, require_url, url_of
-from services.process import LineFormatter, usable_cpus
+from services.process import LineFormatter, RepeatFilter, usable_cpus
 from services.roles import member_of
 from services.supervisor import restart_delay
 from shared.errors import StartError
@@ -24,6 +24,25 @@ from shared.settings import NodeSettings, Settings
 def test_cpus_are_cut_by_the_cgroups_quota(tmp_path: Path, file: str, text: str, most: float | None) -> None:
     (tmp_path / file).write_text(text)
     assert usable_cpus(tmp_path) == (most or len(os.sched_getaffinity(0)))
+
+
+def test_what_a_library_says_again_and_again_is_said_three_times_in_ten_seconds() -> None:
+    now = 0.0
+    keeps = RepeatFilter(lambda: now)
+
+    def entry(name: str, text: str, *values: object) -> logging.LogRecord:
+        return logging.makeLogRecord({"name": name, "msg": text, "args": values})
+
+    def shown(name: str, text: str) -> list[bool]:
+        return [keeps.filter(entry(name, text, number)) for number in range(5)]
+
+    assert shown("aiokafka", "Unable connect to node with id %s") == [True, True, True, False, False]
+    assert shown("aiokafka.conn", "Unable connect to node with id %s") == [True, True, True, False, False]
+    assert all(shown("gateway.routing", "lost the link to %s"))
+    now = 10.1
+    again = entry("aiokafka", "Unable connect to node with id %s", 1)
+    assert keeps.filter(again)
+    assert LineFormatter().format(again).endswith("aiokafka Unable connect to node with id 1 more=2")
 
 
 def test_cpus_by_a_quota_of_cgroup_v1(tmp_path: Path) -> None:
