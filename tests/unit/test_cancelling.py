@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cdrs.tasks import Supervisor
-from shared.backends.kafka.client import within
+from shared.backends.kafka.client import CLIENT_ERRORS, ConsumerClient, within
 from shared.clock import SystemClock
 
 
@@ -49,3 +51,16 @@ async def test_a_supervised_task_goes_on() -> None:
         assert "tail failed (CancelledError)" in supervisor.trouble
         running.cancel()
     assert begun == 2
+
+
+async def test_what_a_client_of_kafka_lets_through_is_one_of_its_errors() -> None:
+    consumer: Any = ConsumerClient.__new__(ConsumerClient)
+    consumer._partitions = []
+    consumer._consumer = SimpleNamespace(end_offsets=lambda _: stray(), getmany=lambda *_, **__: asyncio.sleep(60))
+    with pytest.raises(CLIENT_ERRORS):
+        await consumer.ends(5)
+    reading = asyncio.create_task(consumer.fetched((), max_records=1, timeout=60))
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading

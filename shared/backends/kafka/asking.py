@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from shared.backends.kafka.client import CLIENT_ERRORS, Connection, ConsumerClient, describe
-from shared.cancelling import is_cancelled
 from shared.errors import Unavailable
 from shared.offers import Replicas
 
@@ -69,9 +68,7 @@ class Inquirer:
         client = await self._connect()
         try:
             return await question(client)
-        except (*CLIENT_ERRORS, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and is_cancelled():
-                raise
+        except CLIENT_ERRORS as error:
             if client is self._client:
                 await self.close()
             raise Unavailable(f"Kafka does not answer: {describe(error)}", retry_after=1.0) from error

@@ -12,9 +12,10 @@ import asyncio
 import logging
 import ssl
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from functools import wraps
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, codec
 from aiokafka.errors import (
@@ -54,6 +55,9 @@ _REFUSALS: Final = (
     TopicAuthorizationFailedError,
     ClusterAuthorizationFailedError,
 )
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
@@ -103,6 +107,21 @@ async def within(seconds: float, work: Awaitable[object]) -> bool:
     return True
 
 
+def _no_strays(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Let a cancellation that nobody asked for (`shared.cancelling`) be one of `CLIENT_ERRORS`."""
+
+    @wraps(call)
+    async def guarded(*arguments: P.args, **options: P.kwargs) -> T:
+        try:
+            return await call(*arguments, **options)
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            raise ConnectionError("Kafka's client ended a task of its own") from error
+
+    return guarded
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """How to make clients for one topic."""
@@ -147,12 +166,14 @@ class ProducerClient:
             **client_options(connection.address, settings),
         )
 
+    @_no_strays
     async def start(self) -> None:
         """Connect and get a producer id. Raises `CLIENT_ERRORS`; `stop` afterwards in any case."""
         async with asyncio.timeout(self._connection.start_timeout):
             await self._producer.start()
             await self._producer.partitions_for(self._topic)
 
+    @_no_strays
     async def send(self, partition: int, records: Sequence[Outgoing], timestamp_ms: int) -> asyncio.Future[Any]:
         """Queue one batch; the future ends when the brokers have answered, with the first offset (-1: not told).
 
@@ -212,6 +233,7 @@ class ConsumerClient:
             **client_options(connection.address, connection.settings),
         )
 
+    @_no_strays
     async def start(self) -> None:
         """Connect. Raises `CLIENT_ERRORS`; `stop` afterwards in any case."""
         async with asyncio.timeout(self._connection.start_timeout):
@@ -250,6 +272,7 @@ class ConsumerClient:
         """The inverse of `pause`."""
         self._consumer.resume(self._partitions[partition])
 
+    @_no_strays
     async def fetched(
         self, partitions: Iterable[int], *, max_records: int, timeout: float
     ) -> Mapping[int, Sequence[RawRecord]]:
@@ -261,12 +284,14 @@ class ConsumerClient:
         found = await self._consumer.getmany(*wanted, timeout_ms=int(timeout * 1000), max_records=max_records)
         return {each.partition: cast("Sequence[RawRecord]", records) for each, records in found.items()}
 
+    @_no_strays
     async def position(self, partition: int) -> int:
         """Offset that will be asked for next in an assigned partition. Raises `CLIENT_ERRORS`: aiokafka itself waits
         without end for a position that a partition has lost."""
         async with asyncio.timeout(self._connection.stop_timeout):
             return int(await self._consumer.position(self._partitions[partition]))
 
+    @_no_strays
     async def raw(self, partition: int, offset: int) -> bytes:
         """Bytes of whole batches, the first of which holds this offset or the next one there is; empty at the end."""
         client = self._consumer._client
@@ -278,16 +303,19 @@ class ConsumerClient:
         ((_, ((_, error, *_, data),)),) = response.topics
         return b"" if error else bytes(data or b"")
 
+    @_no_strays
     async def ends(self, timeout: float) -> dict[int, int]:
         """Per partition the next offset to be written. Raises `CLIENT_ERRORS`."""
         async with asyncio.timeout(timeout):
             return _by_number(await self._consumer.end_offsets(self._partitions))
 
+    @_no_strays
     async def starts(self, timeout: float) -> dict[int, int]:
         """Per partition the first offset that is kept. Raises `CLIENT_ERRORS`."""
         async with asyncio.timeout(timeout):
             return _by_number(await self._consumer.beginning_offsets(self._partitions))
 
+    @_no_strays
     async def firsts(self, timeout: float) -> dict[int, tuple[int, int]]:
         """Per partition that has any, offset and stamp of the first record kept. Raises `CLIENT_ERRORS`."""
         async with asyncio.timeout(timeout):

@@ -155,8 +155,8 @@ class Calls:
         except (PyMongoError, TimeoutError) as error:
             raise error_of(error) from error
         except asyncio.CancelledError:
-            if task.cancelled():
-                raise Unavailable("the store is closed") from None
+            if task.cancelled():  # by `close`: whether it was done is as unknown as behind a deadline
+                raise error_of(TimeoutError("the store was closed meanwhile")) from None
             raise
 
     async def _bounded(self, call: Callable[[], Awaitable[T]]) -> T:
