@@ -70,7 +70,8 @@ class LogSettings(_Group):
     )
     poll_interval: float = _seconds(
         0.02,
-        "How often a tail looks for records that other processes appended; half as often when all is quiet.",
+        "How often a tail looks for records that other processes appended; half as often a second after the last one, "
+        "an eighth as often half a minute after it.",
         ge=0.001,
         le=1,
     )

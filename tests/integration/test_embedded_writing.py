@@ -233,3 +233,25 @@ class TestMemory:
             assert kept is not None
             assert sum(len(record.value) for record in kept) <= 2 * tail.RECENT_BYTES + 50 * 11_000
             assert recent.next == 1500
+
+
+async def test_after_a_long_time_alone_others_are_still_seen_and_own_commits_do_not_count_as_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "LONE_AFTER", 0.2)
+    monkeypatch.setattr(tail, "QUIET_AFTER", 0.1)
+    async with opened(tmp_path) as (one, _), opened(tmp_path) as (other, _):
+        reader, watch = one.tail({0: 0}), one._watch
+
+        async def next_identity() -> bytes:
+            (batch,) = await reader.poll(max_records=10, timeout=10)
+            return batch.records[0].identity
+
+        for number in range(10):
+            await one.append(0, [event(f"own{number}")], base=0)
+            assert await next_identity() == event(f"own{number}").identity
+            await asyncio.sleep(0.03)
+        assert watch._pause() == 8 * watch._interval
+        await other.append(0, [event("foreign")], base=0)
+        assert await next_identity() == event("foreign").identity
+        assert watch._pause() < 8 * watch._interval

@@ -20,7 +20,9 @@ RECENT_RECORDS: Final = 2048
 RECENT_BYTES: Final = 1024 * 1024
 """What is kept in memory of a partition's newest records; whichever comes first."""
 QUIET_AFTER: Final = 1.0
-"""Seconds without a commit after which it is looked for half as often: most of the cost is waking up at all."""
+LONE_AFTER: Final = 30.0
+"""Seconds without a commit of another process after which one is looked for half as often, and an eighth as often: most
+of the cost is waking up at all."""
 READ_BYTES: Final = 4 * 1024 * 1024
 """Most that one poll reads from the file for a partition, in bytes."""
 
@@ -89,8 +91,8 @@ class Watch:
     """Knows how far the log has come, and wakes those who wait for more.
 
     Other processes' commits show as a change of SQLite's ``data_version``, which is looked at every poll interval while
-    somebody waits, and half as often once nothing has happened for a while. That takes microseconds and happens on the
-    event loop, on a connection of its own.
+    somebody waits, and less often while there are none. That takes microseconds and happens on the event loop, on a
+    connection of its own. This process's own commits change it, too.
     """
 
     def __init__(self, db: Database, pool: ReadPool, *, partitions: int, interval: float) -> None:
@@ -104,8 +106,8 @@ class Watch:
         self._version: int | None = None
         self._changed = True
         self._looked = 0.0
-        self._moved = 0.0
-        """When somebody looked last, and when there was last something to see, on the loop's clock."""
+        self._met = self._loop.time()
+        """When somebody looked last, and when something of another process was last seen, on the loop's clock."""
         self.ends: dict[int, int] = dict.fromkeys(range(partitions), 0)
         """Per partition the next offset, as far as is known here."""
         self.recent = [RecentRecords() for _ in range(partitions)]
@@ -116,8 +118,8 @@ class Watch:
             self.recent[batch.partition].add(batch)
         self.advance(ends)
 
-    def advance(self, ends: Mapping[int, int]) -> None:
-        """The log has come this far, whoever wrote."""
+    def advance(self, ends: Mapping[int, int]) -> bool:
+        """The log has come this far, whoever wrote; whether that was news."""
         known = self.ends
         moved = False
         for partition, end in ends.items():
@@ -126,10 +128,11 @@ class Watch:
                 moved = True
         if moved:
             self._wake()
+        return moved
 
     async def look(self) -> None:
         """See what others have committed, if it is time to. Raises `Unavailable`."""
-        if self._loop.time() - self._looked >= self._interval:
+        if self._loop.time() - self._looked >= self._pause():
             self._check()
         if not self._changed:
             return
@@ -139,7 +142,8 @@ class Watch:
         except BaseException:
             self._changed = True
             raise
-        self.advance({partition: end.next for partition, end in ends.items()})
+        if self.advance({partition: end.next for partition, end in ends.items()}):
+            self._met = self._loop.time()
 
     async def wait(self, timeout: float) -> None:
         """Until there may be more, at most so long."""
@@ -173,8 +177,8 @@ class Watch:
             self._timer = self._loop.call_later(self._pause(), self._tick)
 
     def _pause(self) -> float:
-        is_quiet = self._looked - self._moved > QUIET_AFTER
-        return self._interval * 2 if is_quiet else self._interval
+        alone = self._loop.time() - self._met
+        return self._interval * (8 if alone > LONE_AFTER else 2 if alone > QUIET_AFTER else 1)
 
     def _check(self) -> None:
         self._looked = self._loop.time()
@@ -189,7 +193,6 @@ class Watch:
         if version != self._version:
             self._version = version
             self._changed = True
-            self._moved = self._looked
 
     def _wake(self) -> None:
         for waiter in self._waiters:
@@ -206,13 +209,18 @@ class EmbeddedTail:
         self._positions = dict(positions)
         self._last = -1
         """Partition that was served last; the next poll begins behind it, so that none starves."""
+        self._must_look = True
+        """The last poll gave what was known: so it does not wait, and nor does what others wrote."""
 
     async def poll(self, *, max_records: int, timeout: float) -> Sequence[LogBatch]:
         """See `LogTail.poll`."""
         deadline = self._loop.time() + timeout
         while True:
-            await self._watch.look()
-            batches = await self._read(max_records)
+            batches = [] if self._must_look else await self._read(max_records)
+            self._must_look = bool(batches)
+            if not batches:
+                await self._watch.look()
+                batches = await self._read(max_records)
             if batches:
                 return batches
             remaining = deadline - self._loop.time()
