@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SLICE = 256
+SLICE = 64
 """Subscribers served before the loop gets a turn."""
 WAVES = 20
 
