@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.compression import Compression
 from gateway.gaps import loss, losses
+from gateway.loop_share import LoopShare
 from gateway.stalls import StallWatch
 from gateway.subscriber import FRAMED, PLAIN, Subscriber
 from gateway.view_index import Bucket, ViewIndex, views_of
@@ -36,10 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SLICE = 64
-"""Subscribers served before the loop gets a turn."""
+"""Subscribers served before the loop may get a turn."""
 WAVES = 20
-
-NOTHING = Joined(b"", 0, b"", 0)
 
 _Blocks = dict[int, tuple[bytes, bytes, bytes]]
 """Partition or -1 for the vector → cursor, cursor block, and that as a chunk."""
@@ -59,6 +58,7 @@ class Hub:
         self._wake = asyncio.Event()
         self._open: dict[Subscriber, None] = {}
         self._wheel = Wheel()
+        self._share = LoopShare(clock)
         self._vector: CursorWriter | None = None
         self.rings: dict[int, PartitionRing] = {}
         """Partition → its latest records; what resuming readers get without asking a node."""
@@ -279,7 +279,7 @@ class Hub:
                 served += len(view.subscribers)
                 if served > SLICE:  # many views of few are as much as one of many
                     served = len(view.subscribers)
-                    await asyncio.sleep(0)
+                    await self._share.slice_done()
                 await self._sweep(view)
 
     async def _sweep(self, view: View) -> None:
@@ -288,7 +288,7 @@ class Hub:
         everyone = list(view.subscribers)
         for start in range(0, len(everyone), SLICE):
             if start:
-                await asyncio.sleep(0)
+                await self._share.slice_done()
             lowest, is_behind = self._sweep_slice(view, everyone[start : start + SLICE])
             low, behind = min(low, lowest), behind or is_behind
         view.trim(low, max_bytes=self._settings.backlog_bytes)
@@ -301,8 +301,8 @@ class Hub:
         The hottest loop there is: a delivery costs what stands here, and the kernel's part."""
         low = end = view.end
         now, delivered, behind = self._clock.monotonic(), 0, False
-        at, form, joined = -1, PLAIN, NOTHING
-        chunk, after, cursor, events = joined
+        at, form = -1, PLAIN
+        chunk, after, cursor, events = b"", 0, b"", 0
         if view.window is not None:
             view.window.advance(view, now, self._settings.write_bytes)
         for subscriber in subscribers:
@@ -313,8 +313,7 @@ class Hub:
                         self._lose(subscriber)
                         continue
                     at, form = seq, subscriber.form
-                    joined = view.joined(at, max_bytes=self._settings.write_bytes, form=form)
-                    chunk, after, cursor, events = joined
+                    chunk, after, cursor, events = view.joined(at, max_bytes=self._settings.write_bytes, form=form)
                 subscriber.seq = seq = after
                 subscriber.cursor = cursor
                 subscriber.wrote = now
