@@ -20,7 +20,7 @@ from gateway.loop_share import LoopShare
 from gateway.stalls import StallWatch
 from gateway.subscriber import FRAMED, PLAIN, Subscriber
 from gateway.view_index import Bucket, ViewIndex, views_of
-from gateway.views import Joined, Selection, View, http_chunk
+from gateway.views import Selection, View, http_chunk
 from gateway.wheel import SPOKES, Wheel
 from shared.clock import Clock
 from shared.descriptors import room
