@@ -28,7 +28,7 @@ def test_a_share_of_the_schedules_holds(part: int) -> None:
 
 def test_schedules_are_not_trivial() -> None:
     """What the verdicts rest on: events, resumes, duplicates and faults did happen."""
-    lines = [line for seed in range(20) for line in run_seed(seed, keep_trace=True).lines]
+    lines = [line for seed in range(40) for line in run_seed(seed, keep_trace=True).lines]
     faults = ("('crash'", "('pause'", " late'", "('open'", "('persist'", "cdrs.caught-up", "cdrs.bye", "('answer'")
     for what in (*faults, "('expire'", "('trim'", "'cdrs.gap'"):
         assert sum(what in line for line in lines) >= 3, what
