@@ -13,9 +13,9 @@ MOST_SLICES = 4
 class LoopShare:
     """Lets work that is done in slices have as much of the loop as all others together, no more and no less.
 
-    A turn of the others lasts as long as the longest chain of steps that something takes through the loop has steps, so
-    while they are quick each slice is followed by one. While they are not, as when a crowd comes back, one slice a turn
-    would be starved: then several follow each other.
+    What goes through the loop takes several steps, one in each turn of it, and waits for a slice before each. So while
+    the others are quick, each slice is followed by a turn of theirs. While they are not, as when a crowd comes back, the
+    work would be starved by that: then several slices follow each other.
     """
 
     __slots__ = ("_began", "_clock", "_slices", "_theirs")
