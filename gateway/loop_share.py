@@ -14,8 +14,8 @@ class LoopShare:
     """Lets work that is done in slices have as much of the loop as all others together, no more and no less.
 
     What goes through the loop takes several steps, one in each turn of it, and waits for a slice before each. So while
-    the others are quick, each slice is followed by a turn of theirs. While they are not, as when a crowd comes back, that
-    would starve the work: then several slices follow each other.
+    the others are quick, each slice is followed by a turn of theirs. While they are not, as when a crowd comes back,
+    that would starve the work: then several slices follow each other.
     """
 
     __slots__ = ("_began", "_clock", "_slices", "_theirs")
