@@ -228,17 +228,20 @@ class Sender:
 
 
 async def _abort_when_left(response: aiohttp.ClientResponse) -> None:
-    """A server that ends its side while much of the body is still to be sent, and reads no more, is not noticed by
-    asyncio: the connection is closed once the rest is written, which it never is."""
+    """Two ways in which a server leaves that whoever reads the answer is not told of. One ends its side while much of
+    the body is still to be sent, and reads no more: asyncio closes the connection once the rest is written, which it
+    never is. One leaves just before the end of the body is written: aiohttp 3.14 drops the connection, its timeout, and
+    the reader."""
+    is_ending = False
     while (connection := response.connection) is not None:
         transport = connection.transport
         if transport is None:
+            response.content.set_exception(aiohttp.ClientConnectionError("the connection was lost"))
             return
-        if transport.is_closing():
-            await asyncio.sleep(LEFT_INTERVAL)  # whatever came before is read first
+        if is_ending:
             transport.abort()
-            return
-        await asyncio.sleep(LEFT_INTERVAL)
+        is_ending = transport.is_closing()
+        await asyncio.sleep(LEFT_INTERVAL)  # whatever came before is read first
 
 
 class _Answer:

@@ -64,7 +64,7 @@ async def test_events_are_taken_while_the_store_is_away(tmp_path: Path) -> None:
                 receipt = post(cdrs, "orders", "a")
                 assert receipt.status == 201, receipt
                 assert "dedupe" not in receipt.json()
-                assert checks(cdrs)["status"] == "ok"
+                wait_until(lambda: checks(cdrs)["status"] == "ok", 30, lambda: str(checks(cdrs)))
                 proxy.leave()
                 away = wait_until(lambda: metric(cdrs, "cdrs_dedupe_degraded"), 20, "the metric")
                 assert away == 1

@@ -1,0 +1,71 @@
+"""Segments against servers that leave in the middle of them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import aiohttp
+
+from services.cli.sending import Piece, Sender
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n"
+SUMMARY = b'{"summary":{"stored":2,"duplicates":0,"failed":0}}\n'
+
+
+class TwoPieces:
+    """A source whose end comes when it is told."""
+
+    def __init__(self, large: bytes) -> None:
+        self.end = asyncio.Event()
+        self._pieces = [Piece(b"{}\n", [1]), Piece(large, [2])]
+
+    async def next(self) -> Piece | None:
+        if self._pieces:
+            return self._pieces.pop(0)
+        await self.end.wait()
+        return None
+
+
+def small_buffers(address: tuple[object, ...]) -> socket.socket:
+    """A socket for which little goes out ahead of its reader, so that the rest waits in the transport."""
+    opened = socket.socket(address[0], socket.SOCK_STREAM)  # type: ignore[arg-type]
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return opened
+
+
+async def test_server_that_leaves_just_before_the_last_chunk_is_asked_again() -> None:
+    source = TwoPieces(b" " * 60_000 + b"\n")
+    served: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD)
+        if len(served) == 1:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write_eof()
+            for _ in range(100):  # turns of the loop in which the client sees that, while it still has much to write
+                await asyncio.sleep(0)
+            source.end.set()
+            return
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+        for earlier in served[:-1]:
+            earlier.transport.abort()
+        writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(SUMMARY), SUMMARY))
+        await reader.read()  # until the client closes
+        writer.close()
+
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listening.bind(("127.0.0.1", 0))
+    async with (
+        asyncio.timeout(20),
+        await asyncio.start_server(serve, sock=listening) as server,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=small_buffers)) as session,
+    ):
+        port = server.sockets[0].getsockname()[1]
+        sender = Sender(session, f"http://127.0.0.1:{port}/")
+        await sender.send(source)
+    assert len(served) == 2
+    assert (sender.totals.stored, sender.totals.retries) == (2, 1)
