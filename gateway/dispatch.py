@@ -15,7 +15,7 @@ from typing import Protocol
 from gateway.admission import Admission
 from gateway.handing import Lane
 from gateway.routing import NodeHandle, Router
-from gateway.submission import ALONE, EVENT_OVERHEAD, Chunk, Handoff, Submission, size_of
+from gateway.submission import ALONE, EVENT_OVERHEAD, Chain, Chunk, Handoff, Submission, size_of
 from shared.clock import Clock
 from shared.deadlines import Deadlines
 from shared.direct import HandedOver
@@ -98,8 +98,11 @@ class Dispatcher:
         self._put(partition, Chunk(submission, ALONE, (event,), size))
         return submission
 
-    def submit(self, events: Sequence[tuple[int, NewEvent]], *, timeout: float) -> Submission:
-        """Put (partition, event) pairs in line; order is kept within a partition. Never waits.
+    def submit(
+        self, events: Sequence[tuple[int, NewEvent]], *, timeout: float, chain: Chain | None = None
+    ) -> Submission:
+        """Put (partition, event) pairs in line; order is kept within a partition. Never waits. ``chain``: of a request
+        that submits more than once.
 
         Raises `Overloaded` when too much is waiting, `Unavailable` before the first node was reached: nothing of it
         will be stored.
@@ -112,19 +115,25 @@ class Dispatcher:
             else:
                 share[0].append(index)
                 share[1].append(event)
-        return self._submit(shares, len(events), timeout)
+        return self._submit(shares, len(events), timeout, chain)
 
-    def submit_run(self, partition: int, events: Sequence[NewEvent], *, timeout: float) -> Submission:
+    def submit_run(
+        self, partition: int, events: Sequence[NewEvent], *, timeout: float, chain: Chain | None = None
+    ) -> Submission:
         """`submit` of events that all go to one partition."""
-        return self._submit({partition: (range(len(events)), events)}, len(events), timeout)
+        return self._submit({partition: (range(len(events)), events)}, len(events), timeout, chain)
 
     def _submit(
-        self, shares: Mapping[int, tuple[Sequence[int], Sequence[NewEvent]]], count: int, timeout: float
+        self,
+        shares: Mapping[int, tuple[Sequence[int], Sequence[NewEvent]]],
+        count: int,
+        timeout: float,
+        chain: Chain | None,
     ) -> Submission:
         """``shares``: partition → its events, and their places among all."""
         self.check()
         sizes = [sum([len(event.value) for event in of]) + EVENT_OVERHEAD * len(of) for _, of in shares.values()]
-        submission = self._submission(count, sum(sizes), timeout)
+        submission = self._submission(count, sum(sizes), timeout, chain)
         for (partition, (indexes, of)), size in zip(shares.items(), sizes, strict=True):
             self._put(partition, Chunk(submission, indexes, of, size))
         return submission
@@ -137,14 +146,16 @@ class Dispatcher:
         if admission.look(now, self._lanes.values()) if now >= admission.look_again else admission.is_closed:
             raise Overloaded("events would wait too long for their turn", retry_after=1)
 
-    def _submission(self, count: int, size: int, timeout: float) -> Submission:
+    def _submission(self, count: int, size: int, timeout: float, chain: Chain | None = None) -> Submission:
         if self.tasks is None or not self.router.is_known:
             raise Unavailable("no node has been reached yet", retry_after=1)
         if self.waiting_bytes + size > self.settings.max_waiting_bytes:
             raise Overloaded("too many events are waiting for their receipts", retry_after=1)
         self.waiting_bytes += size
         now = self.clock.monotonic()
-        return Submission(count, deadline=now + timeout, clock=self.clock, release=self._release, started=now)
+        return Submission(
+            count, deadline=now + timeout, clock=self.clock, release=self._release, started=now, chain=chain
+        )
 
     def _put(self, partition: int, chunk: Chunk) -> None:
         chunk.submission.add(chunk)

@@ -289,8 +289,7 @@ class Lane:
         return LinkBroken("not an answer")
 
     def _refuse(self, handoff: Handoff, error: CdrsError) -> None:
-        refusal = Settlement(problem=error.problem, detail=error.detail or NOT_SENT.detail)
-        handoff.settle([refusal] * len(handoff.events))
+        handoff.refuse(Settlement(problem=error.problem, detail=error.detail or NOT_SENT.detail))
 
 
 def _cause(error: CdrsError | TimeoutError) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ from gateway.bodies import ClientGoneError, Framing, read_part
 from gateway.context import GatewayContext
 from gateway.placement import Pending, settle, submit
 from gateway.receipts import LineProblem, ReceiptWriter, Summary, Tally, encoder, error_of
-from shared.errors import CdrsError, ClientError, Overloaded, PayloadTooLarge, RequestTimeout
+from gateway.submission import Chain
+from shared.errors import CdrsError, ClientError, Overloaded, PayloadTooLarge, RequestTimeout, Unavailable
 from shared.events import Draft, EventBuilder
 from shared.jsonbytes import WHITE_SPACE
 
@@ -35,6 +37,9 @@ MAX_WAITING_BYTES = 8 * 1024 * 1024
 """The same in bytes of lines."""
 BUSY_PAUSE = 0.02
 """Seconds before a chunk is submitted again that found the queues full."""
+LINGER = 2.0
+"""Seconds for which the rest of a body is read and dropped after its request was ended: closing a connection under a
+client that sends would take the answer from it (RFC 9112, 9.6)."""
 
 
 class LineCutter:
@@ -111,12 +116,16 @@ class NdjsonResponse(Response):
         self._cutter = LineCutter(context.settings.gateway.max_event_bytes)
         self._tally = Tally()
         self._chunks: deque[_Chunk] = deque()
+        self._chain = Chain()
+        self._reading: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
         """Something is in the queue, or the body has ended."""
         self._left = asyncio.Event()
         """Something was answered."""
         self._waiting_lines = 0
         self._waiting_bytes = 0
+        self._answered = 0
+        """Lines."""
         self._last = b""
         """The answers to the last lines, sent with the summary behind them."""
         self._is_read = False
@@ -140,9 +149,9 @@ class NdjsonResponse(Response):
         is_stalled = False
         try:
             async with asyncio.TaskGroup() as group:
+                self._reading = group.create_task(self._read(receive, first), name="ndjson lines")
                 group.create_task(self._answer(), name="ndjson answers")
-                await self._read(receive, first)
-            await self._finish()
+            await self._finish(receive)
         except* _StalledError:
             is_stalled = True
         self._context.telemetry.ingest_took(self._context.clock.monotonic() - started)
@@ -189,6 +198,7 @@ class NdjsonResponse(Response):
             try:
                 chunk.pending = await self._submit(chunk.drafts)
             except CdrsError as error:
+                self._chain.is_broken |= error.retry
                 chunk.items = [error if isinstance(item, Draft) else item for item in chunk.items]
         self._waiting_lines += chunk.size
         self._waiting_bytes += chunk.bytes
@@ -224,8 +234,10 @@ class NdjsonResponse(Response):
         clock = self._context.clock
         deadline = clock.monotonic() + self._context.settings.gateway.produce_timeout
         while True:
+            if self._chain.is_broken:
+                raise Unavailable("an earlier event of this request was not stored, and none shall overtake it")
             try:
-                return await submit(self._context, drafts)
+                return await submit(self._context, drafts, self._chain)
             except Overloaded:
                 if clock.monotonic() >= deadline:
                     raise
@@ -242,6 +254,8 @@ class NdjsonResponse(Response):
                 self._arrived.clear()
                 await self._arrived.wait()
             chunk = self._chunks.popleft()
+            if self._chain.is_broken and chunk.pending:
+                chunk.pending.expire()
             settlements = await settle(self._context, chunk.drafts, chunk.pending) if chunk.pending else ()
             answers = self._answers(chunk, settlements)
             if self._is_read and not self._chunks:
@@ -250,7 +264,16 @@ class NdjsonResponse(Response):
                 await self._write(answers)
             self._waiting_lines -= chunk.size
             self._waiting_bytes -= chunk.bytes
+            self._answered = chunk.first + len(chunk.items) - 1
             self._left.set()
+            if self._chain.is_broken and not self._is_read:
+                self._end_reading()
+
+    def _end_reading(self) -> None:
+        """Nothing that is still to come would be stored."""
+        assert self._reading is not None
+        self._cut = Unavailable("the request ends here: an event of it was not stored, and none shall overtake it")
+        self._reading.cancel()
 
     def _answers(self, chunk: _Chunk, settlements: Sequence[Settlement]) -> bytes:
         """One line each."""
@@ -302,9 +325,19 @@ class NdjsonResponse(Response):
         except TimeoutError as error:
             raise _StalledError from error
 
-    async def _finish(self) -> None:
-        last = Summary(self._tally) if self._cut is None else LineProblem.of(self._tally.lines + 1, self._cut)
-        await self._write(self._last + _line(last), more=False)
+    async def _finish(self, receive: Receive) -> None:
+        last = Summary(self._tally) if self._cut is None else LineProblem.of(self._answered + 1, self._cut)
+        is_ended = self._chain.is_broken and self._cut is not None
+        await self._write(self._last + _line(last), more=is_ended)
+        if is_ended:
+            await self._linger(receive)
+            await self._write(b"", more=False)
+
+    async def _linger(self, receive: Receive) -> None:
+        with suppress(TimeoutError, ClientGoneError, RequestTimeout):
+            async with asyncio.timeout(LINGER):
+                while (await read_part(receive, timeout=LINGER))[1]:
+                    pass
 
 
 def _line(answer: LineProblem | Summary) -> bytes:

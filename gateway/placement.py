@@ -14,6 +14,7 @@ from shared.records import NewEvent, Settlement
 
 if TYPE_CHECKING:
     from gateway.context import GatewayContext
+    from gateway.submission import Chain
 
 STALE_RETRIES = 2
 """How often events are routed anew after a stream turned out to have another spread."""
@@ -26,20 +27,21 @@ class Pending(Protocol):
 
     async def wait(self) -> None: ...
 
+    def expire(self) -> None: ...
 
-async def submit(context: GatewayContext, drafts: Sequence[Draft]) -> Pending:
-    """Hand events to the dispatcher, in order. Raises `Overloaded` or `Unavailable`: nothing of it will be stored."""
+
+async def submit(context: GatewayContext, drafts: Sequence[Draft], chain: Chain | None = None) -> Pending:
+    """Hand events to the dispatcher, in order; ``chain``: of a request that does so more than once. Raises `Overloaded`
+    or `Unavailable`: nothing of it will be stored."""
+    timeout = context.settings.gateway.produce_timeout
     routes = {(draft.event.stream, draft.event.spread) for draft in drafts}
     unknown = {stream for stream, spread in routes if spread == SPREAD_UNKNOWN}
     if unknown:
         await context.catalog.learn(unknown)
     if len(routes) == 1 and drafts[0].event.spread == 1:  # as a rule: one stream, which stands in one partition
         home = partition_of(drafts[0].event.stream, None, "", partitions=context.router.partitions)
-        return context.dispatcher.submit_run(
-            home, [draft.event for draft in drafts], timeout=context.settings.gateway.produce_timeout
-        )
-    placed = _placed(context, drafts, routes)
-    return context.dispatcher.submit(placed, timeout=context.settings.gateway.produce_timeout)
+        return context.dispatcher.submit_run(home, [draft.event for draft in drafts], timeout=timeout, chain=chain)
+    return context.dispatcher.submit(_placed(context, drafts, routes), timeout=timeout, chain=chain)
 
 
 def _placed(

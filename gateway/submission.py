@@ -33,12 +33,22 @@ def size_of(event: NewEvent) -> int:
     return len(event.value) + EVENT_OVERHEAD
 
 
+class Chain:
+    """Submissions of one request that come one after the other: once something of one was given up, nothing of a later
+    one is sent any more. Whoever sends again what was given up, and all that came after it, keeps its order then."""
+
+    __slots__ = ("is_broken",)
+
+    def __init__(self) -> None:
+        self.is_broken = False
+
+
 class Submission:
     """Events on their way, of one request. Settled by its deadline, come what may."""
 
     __slots__ = (
-        "_chunks", "_clock", "_deadline", "_deadlines", "_done", "_progress", "_release", "_waiter", "bytes", "pending",
-        "results", "started",
+        "_chain", "_chunks", "_clock", "_deadline", "_deadlines", "_done", "_progress", "_release", "_waiter", "bytes",
+        "pending", "results", "started",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +59,7 @@ class Submission:
         clock: Clock,
         release: Callable[[int], None],
         started: float = 0.0,
+        chain: Chain | None = None,
     ) -> None:
         self.started = started
         """When it was put in line, monotonic."""
@@ -57,6 +68,7 @@ class Submission:
         self.pending = count
         """How many are still under way."""
         self.bytes = 0
+        self._chain = chain
         self._chunks: list[Chunk] = []
         self._deadline = deadline
         self._clock = clock
@@ -109,7 +121,8 @@ class Submission:
 
     def is_over(self, now: float) -> bool:
         """Whether nothing of it may be sent any more."""
-        return not self.pending or now >= self._deadline
+        is_cut_off = self._chain is not None and self._chain.is_broken
+        return is_cut_off or not self.pending or now >= self._deadline
 
     def add(self, chunk: Chunk) -> None:
         """One partition's share. For the dispatcher."""
@@ -143,10 +156,16 @@ class Submission:
                 self._deadlines.discard(self)
             done()
 
+    def break_chain(self) -> None:
+        """Something of it was given up: what comes after it must not be sent."""
+        if self._chain is not None:
+            self._chain.is_broken = True
+
     def expire(self) -> None:
         """Give up on whatever is not settled. Idempotent."""
         if not self.pending:
             return
+        self.break_chain()
         for chunk in self._chunks:
             for at, index in enumerate(chunk.indexes):
                 if self.results[index] is None:
@@ -225,6 +244,12 @@ class Handoff:
             at = upto
         for part in self.parts:
             part.submission.wake()
+
+    def refuse(self, refusal: Settlement) -> None:
+        """Give it up: every event gets this."""
+        for part in self.parts:
+            part.submission.break_chain()
+        self.settle([refusal] * len(self.events))
 
     def by_stream(self) -> list[Handoff]:
         """The same events as one handoff for each stream, each in order."""

@@ -201,6 +201,7 @@ class Sender:
                     raise error
                 async for line in response.content:
                     answer.take(line)
+                    answer.check()
             finally:
                 watch.cancel()
                 if answer.summary is None:
@@ -211,9 +212,6 @@ class Sender:
     def _settle(self, segment: Segment, answer: _Answer) -> None:
         if answer.summary is None:
             raise Unavailable("the answer was cut off")
-        for _, problem in answer.failures:
-            if int(problem.get("status", 0)) >= 500:
-                raise Unavailable(str(problem.get("detail") or problem.get("title")))
         for line, problem in answer.failures:
             number = segment.numbers[line - 1] if 0 < line <= len(segment.numbers) else line
             self._on_failure(number, str(problem.get("detail") or problem.get("title")))
@@ -251,6 +249,12 @@ class _Answer:
         self.summary: dict[str, Any] | None = None
         self.failures: list[tuple[int, dict[str, Any]]] = []
         self.receipts: list[bytes] = []
+
+    def check(self) -> None:
+        """Raises `Unavailable` where a retry can help the line that came last: all of them go again."""
+        problem = self.failures[-1][1] if self.failures else {}
+        if int(problem.get("status", 0)) >= 500:
+            raise Unavailable(str(problem.get("detail") or problem.get("title")))
 
     def take(self, line: bytes) -> None:
         if not line.endswith(b"\n"):

@@ -112,9 +112,7 @@ async def test_another_process_does_not_know_the_floor_yet(
         assert (await other.offset_at(0))[partition] == 600
 
 
-@pytest.mark.parametrize(
-    ("partition", "streams"), [pytest.param(0, None, marks=pytest.mark.slow), (1, ["s1"])]
-)
+@pytest.mark.parametrize(("partition", "streams"), [pytest.param(0, None, marks=pytest.mark.slow), (1, ["s1"])])
 async def test_a_floor_that_moves_under_a_reader_hides_nothing(
     store: MongoStore, partition: int, streams: list[str] | None
 ) -> None:

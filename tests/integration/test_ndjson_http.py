@@ -272,3 +272,25 @@ async def _is_cut(connection: RawConnection, server: ProduceServer) -> bool:
     finally:
         connection.writer.transport.abort()
     return True
+
+
+async def test_a_line_that_was_given_up_ends_the_request(server: ProduceServer) -> None:
+    """Lines that come after it would overtake it when it is sent again; what is still being sent does no harm."""
+    chunks = iter([None, Unavailable("no node")])
+    server.dispatcher.refuse = lambda: next(chunks, None)
+    async with connected(server.port) as connection:
+        await connection.send(request_bytes("POST", ORDERS, b"", STREAMED))
+        _, headers = await connection.head()
+        parts = connection.parts(headers)
+        await connection.send(chunked(b"1\n" * (3 * CHUNK_LINES), end=False))
+        text = b""
+        while b"ends here" not in text:
+            text += await anext(parts)
+        await connection.send(chunked(b"2\n" * 10))
+        assert await anext(parts, None) is None
+    *answers, last = map(json.loads, text.splitlines())
+    assert (last["line"], last["problem"]["status"]) == (len(answers) + 1, 503)
+    assert [each.get("problem", {}).get("status") for each in answers[: 2 * CHUNK_LINES]] == [
+        *[None] * CHUNK_LINES, *[503] * CHUNK_LINES
+    ]  # fmt: skip
+    assert len(server.dispatcher.events()) == CHUNK_LINES

@@ -54,7 +54,6 @@ async def test_a_feed_from_far_behind_while_the_store_is_away() -> None:
                 assert await read_feed(one.node, one.log, end) == [each.value for each in sent]
 
 
-
 async def test_subscribers_lose_nothing_while_the_store_is_away(tmp_path: Path) -> None:
     """As clients see it: from the earliest, and cut again and again, below the rings of gateway and node."""
     total = 1000

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.submission import Chain
 from gateway.turnstile import Turnstile
 from shared.clock import SystemClock
 from shared.errors import CdrsError
@@ -31,6 +32,9 @@ class FakeSubmission:
     async def wait(self) -> None:
         await self._gate.wait()
 
+    def expire(self) -> None:
+        """Everything was stored at once."""
+
 
 class FakeDispatcher:
     """Stores at once, answers when the gate is open. ``judge`` may settle an event otherwise, ``refuse`` refuse all."""
@@ -48,7 +52,9 @@ class FakeDispatcher:
     def check(self) -> None:
         """Never overloaded."""
 
-    def submit(self, events: Sequence[tuple[int, NewEvent]], *, timeout: float) -> FakeSubmission:
+    def submit(
+        self, events: Sequence[tuple[int, NewEvent]], *, timeout: float, chain: Chain | None = None
+    ) -> FakeSubmission:
         assert timeout > 0
         error = self.refuse()
         if error is not None:
@@ -56,8 +62,10 @@ class FakeDispatcher:
         self.submissions.append(len(events))
         return FakeSubmission([self._store(p, event) for p, event in events], gate=self.gate)
 
-    def submit_run(self, partition: int, events: Sequence[NewEvent], *, timeout: float) -> FakeSubmission:
-        return self.submit([(partition, event) for event in events], timeout=timeout)
+    def submit_run(
+        self, partition: int, events: Sequence[NewEvent], *, timeout: float, chain: Chain | None = None
+    ) -> FakeSubmission:
+        return self.submit([(partition, event) for event in events], timeout=timeout, chain=chain)
 
     def submit_one(
         self, partition: int, event: NewEvent, *, timeout: float, done: Callable[[], None]

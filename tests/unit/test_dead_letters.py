@@ -52,9 +52,7 @@ class Log:
 
 def letters(log: Log, clock: Clock, *, rate: int = 50, preferred: bool = True) -> tuple[DeadLetters, Telemetry]:
     telemetry = Telemetry(version="1")
-    made = DeadLetters(
-        EPOCH, 3, log.append, clock, rate=rate, preferred=lambda _: preferred, telemetry=telemetry
-    )
+    made = DeadLetters(EPOCH, 3, log.append, clock, rate=rate, preferred=lambda _: preferred, telemetry=telemetry)
     return made, telemetry
 
 

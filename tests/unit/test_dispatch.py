@@ -9,7 +9,7 @@ import pytest
 from gateway_rig import Rig
 from model_nodes import UNKNOWN, ModelNode, event, eventually
 
-from gateway.submission import Submission
+from gateway.submission import Chain, Submission
 from shared.detector import NodeState
 from shared.errors import LinkBroken, Overloaded, StaleEpoch, StaleStream, Unavailable
 from shared.records import NewEvent, Settlement
@@ -285,6 +285,45 @@ async def test_what_was_never_sent_by_its_deadline_is_unavailable_and_never_stor
         await submit(rig, "3").wait()
         assert rig.log.values(0) == ["1", "3"]
         assert rig.dispatcher.waiting_bytes == 0
+
+
+@pytest.mark.parametrize("size", [8, 1], ids=["one handoff", "two handoffs"])
+async def test_nothing_overtakes_what_its_request_gave_up(size: int) -> None:
+    """The first of two submissions reaches its deadline while it waits; the second has time left."""
+    rig = Rig("a", handoff_events=size)
+    async with rig.running():
+        node = rig.best()
+        node.gate = asyncio.Event()
+        blocking = submit(rig, "0")
+        await eventually(lambda: node.handoffs)
+        chain = Chain()
+        first = rig.dispatcher.submit([(0, event("1"))], timeout=0.03, chain=chain)
+        second = rig.dispatcher.submit([(0, event("2"))], timeout=WAIT, chain=chain)
+        other = submit(rig, "3")
+        await first.wait()
+        node.gate.set()
+        for pending in (blocking, second, other):
+            await pending.wait()
+        assert [problems(each) for each in (first, second, other)] == [["unavailable"], ["unavailable"], [""]]
+        assert rig.log.values(0) == ["0", "3"]
+
+
+async def test_what_is_tried_again_goes_without_those_behind_one_that_was_given_up() -> None:
+    rig = Rig("a", handoff_timeout=0.05)
+    async with rig.running():
+        node = rig.best()
+        node.hangs = True
+        chain = Chain()
+        first = rig.dispatcher.submit([(0, event("1"))], timeout=0.03, chain=chain)
+        second = rig.dispatcher.submit([(0, event("2"))], timeout=WAIT, chain=chain)
+        other = submit(rig, "3")
+        await first.wait()
+        node.hangs = False
+        for pending in (second, other):
+            await pending.wait()
+        unknown = ["outcome-unknown"]
+        assert [problems(each) for each in (first, second, other)] == [unknown, unknown, [""]]
+        assert rig.log.values(0) == ["3"]
 
 
 async def test_what_was_under_way_at_its_deadline_is_unknown() -> None:

@@ -76,7 +76,11 @@ class Reader:
 
     async def catch_up(self, pages: Pages, start: int) -> None:
         replay = Replay(
-            self._hub, pages, selection=ORDERS, subscriber=self.subscriber, start={0: start}  # type: ignore[arg-type]
+            self._hub,
+            pages,
+            selection=ORDERS,
+            subscriber=self.subscriber,
+            start={0: start},  # type: ignore[arg-type]
         )
         async for chunk in replay.chunks():
             self.parser.feed(chunk)

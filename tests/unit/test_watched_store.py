@@ -117,7 +117,7 @@ async def test_a_stream_that_nobody_has_seen_is_not_made_without_the_store() -> 
         assert settled.window_only
         with pytest.raises(Unavailable):
             await node.append(log.epoch, 0, [event("y", stream="unheard")], timeout=TIMEOUT)
-    assert [record.stream for record in log.records[0]] [-2:] == ["seen", "seen"]
+    assert [record.stream for record in log.records[0]][-2:] == ["seen", "seen"]
 
 
 async def test_strict_refuses() -> None:
