@@ -390,7 +390,7 @@ class HeadersTooLarge(ClientError):
 
 
 class InternalError(ServerError):
-    """A defect of the server. The request may be repeated; events carry the same id, so nothing doubles."""
+    """A defect of the server. Repeat the request with the same ids; events without ids of their own may double."""
 
     status = 500
     problem = "internal"
@@ -431,21 +431,23 @@ class OutcomeUnknown(ServerError):
 
 
 class StaleEpoch(Unavailable):
-    """The other side works on another incarnation of the log."""
+    """Between our processes: the other side works on another incarnation of the log. Producers get `unavailable`."""
 
     problem = "stale-epoch"
     title = "Another epoch"
 
 
 class StaleStream(Unavailable):
-    """The sender routed by settings of the stream that are not the stored ones; it reads them again and repeats."""
+    """Between our processes: events were routed by other settings of the stream than the stored ones. Producers get
+    `unavailable`."""
 
     problem = "stale-stream"
     title = "Other stream settings"
 
 
 class LinkBroken(Unavailable):
-    """The connection to a node broke; what was under way has an unknown outcome."""
+    """Between our processes: a connection broke, and what was under way has an unknown outcome. Producers get
+    `unavailable` or `outcome-unknown`."""
 
     problem = "link-broken"
     title = "The connection to a node broke"

@@ -122,7 +122,7 @@ GZIP = (
 SSE_CLOSED = MetricSpec(
     "cdrs_sse_closed_total",
     "counter",
-    "Event streams that ended, by reason: the client left, or the server said bye for the named reason.",
+    "Event streams that ended, by reason: the client left, took nothing (slow), or was told the named reason.",
     ("reason",),
     _values("client", "drain", "rotate", "overload", "slow"),
 )

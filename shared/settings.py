@@ -147,7 +147,10 @@ class MongoSettings(_Group):
         5.0, "How long one call may take, retries and an election included (timeoutMS).", ge=0.2, le=60
     )
     selection_timeout: float = _seconds(
-        3.0, "How long a call waits for a primary; an election takes about two seconds.", ge=0.1, le=60
+        3.0,
+        "How long a call waits for a primary; an election takes 2 s with electionTimeoutMillis 2000, else longer.",
+        ge=0.1,
+        le=60,
     )
     pool: int = _count(16, "Most connections to each server.", unit="connections", ge=2, le=1000)
 
@@ -315,7 +318,11 @@ class GatewaySettings(_Group):
         description="Origins that browsers may call from besides the gateway's own.",
         json_schema_extra={"unit": "origins"},
     )
-    drain_timeout: float = _seconds(4.0, "From the signal to the exit; clean endings are spread over half of it.")
+    drain_timeout: float = _seconds(
+        4.0,
+        "From the end of drain_delay to the exit; clean endings are spread over half of it. At most 4.3 s where "
+        "cdrs up or --workers runs several processes: what is left then is killed.",
+    )
     drain_delay: float = _seconds(
         0.0, "How long producers are still served after /readyz says 503: a balancer's check interval x fall."
     )
