@@ -289,7 +289,10 @@ class Lane:
         return LinkBroken("not an answer")
 
     def _refuse(self, handoff: Handoff, error: CdrsError) -> None:
-        handoff.refuse(Settlement(problem=error.problem, detail=error.detail or NOT_SENT.detail))
+        refusal = Settlement(problem=error.problem, detail=error.detail or NOT_SENT.detail)
+        if not isinstance(error, StaleStream):  # the rest would be stale, too, and is not of that stream alone
+            self.queue.refuse_rest(refusal)
+        handoff.refuse(refusal)
 
 
 def _cause(error: CdrsError | TimeoutError) -> str:

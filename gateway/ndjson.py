@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.bodies import ClientGoneError, Framing, read_part
 from gateway.context import GatewayContext
 from gateway.placement import Pending, settle, submit
-from gateway.receipts import LineProblem, ReceiptWriter, Summary, Tally, encoder, error_of
+from gateway.receipts import LineProblem, ReceiptWriter, Summary, Tally, encoder, error_of, refusal_of
 from gateway.submission import Chain
 from shared.errors import CdrsError, ClientError, Overloaded, PayloadTooLarge, RequestTimeout, Unavailable
 from shared.events import Draft, EventBuilder
@@ -37,9 +36,6 @@ MAX_WAITING_BYTES = 8 * 1024 * 1024
 """The same in bytes of lines."""
 BUSY_PAUSE = 0.02
 """Seconds before a chunk is submitted again that found the queues full."""
-LINGER = 2.0
-"""Seconds for which the rest of a body is read and dropped after its request was ended: closing a connection under a
-client that sends would take the answer from it (RFC 9112, 9.6)."""
 
 
 class LineCutter:
@@ -128,6 +124,10 @@ class NdjsonResponse(Response):
         """Lines."""
         self._last = b""
         """The answers to the last lines, sent with the summary behind them."""
+        self._has_failed = False
+        """A line was answered with a problem that a retry can help."""
+        self._has_all = False
+        """The last byte of the body has come."""
         self._is_read = False
         self._is_gone = False
         self._cut: CdrsError | None = None
@@ -151,9 +151,10 @@ class NdjsonResponse(Response):
             async with asyncio.TaskGroup() as group:
                 self._reading = group.create_task(self._read(receive, first), name="ndjson lines")
                 group.create_task(self._answer(), name="ndjson answers")
-            await self._finish(receive)
+            await self._finish()
         except* _StalledError:
             is_stalled = True
+        self._reading = None  # it may hold the end it came to, and that this
         self._context.telemetry.ingest_took(self._context.clock.monotonic() - started)
         if transport is not None and is_stalled:
             transport.abort()  # a close would wait for the client to take what is buffered
@@ -168,6 +169,7 @@ class NdjsonResponse(Response):
             while True:
                 body, more = first or await read_part(receive, timeout=self._timeout)
                 first = None
+                self._has_all = not more
                 lines = self._cutter.feed(body)
                 if not more:
                     lines += self._cutter.finish()
@@ -199,7 +201,7 @@ class NdjsonResponse(Response):
                 chunk.pending = await self._submit(chunk.drafts)
             except CdrsError as error:
                 self._chain.is_broken |= error.retry
-                chunk.items = [error if isinstance(item, Draft) else item for item in chunk.items]
+                chunk.items = [refusal_of(error, item.id) if isinstance(item, Draft) else item for item in chunk.items]
         self._waiting_lines += chunk.size
         self._waiting_bytes += chunk.bytes
         self._chunks.append(chunk)
@@ -256,7 +258,10 @@ class NdjsonResponse(Response):
             chunk = self._chunks.popleft()
             if self._chain.is_broken and chunk.pending:
                 chunk.pending.expire()
-            settlements = await settle(self._context, chunk.drafts, chunk.pending) if chunk.pending else ()
+            settlements: Sequence[Settlement] = ()
+            if chunk.pending:
+                # What has to be routed anew would come behind what was given up before it.
+                settlements = await settle(self._context, chunk.drafts, chunk.pending, renew=not self._has_failed)
             answers = self._answers(chunk, settlements)
             if self._is_read and not self._chunks:
                 self._last = answers
@@ -266,13 +271,15 @@ class NdjsonResponse(Response):
             self._waiting_bytes -= chunk.bytes
             self._answered = chunk.first + len(chunk.items) - 1
             self._left.set()
-            if self._chain.is_broken and not self._is_read:
+            if self._chain.is_broken and not self._has_all and not self._is_read:
                 self._end_reading()
 
     def _end_reading(self) -> None:
         """Nothing that is still to come would be stored."""
         assert self._reading is not None
-        self._cut = Unavailable("the request ends here: an event of it was not stored, and none shall overtake it")
+        self._cut = Unavailable(
+            "the request ends here: an event was not stored in its turn, none shall overtake it"
+        )
         self._reading.cancel()
 
     def _answers(self, chunk: _Chunk, settlements: Sequence[Settlement]) -> bytes:
@@ -290,11 +297,14 @@ class NdjsonResponse(Response):
                     refused += 1
                 else:
                     failed += 1
+                    self._has_failed = True
                 continue
             settlement = next(settled)
             if settlement.problem:
                 failed += 1
-                answers.append(_line(LineProblem.of(number, error_of(settlement, item.id))))
+                error = error_of(settlement, item.id)
+                self._has_failed |= error.retry
+                answers.append(_line(LineProblem.of(number, error)))
                 continue
             if settlement.duplicate:
                 duplicates += 1
@@ -325,19 +335,10 @@ class NdjsonResponse(Response):
         except TimeoutError as error:
             raise _StalledError from error
 
-    async def _finish(self, receive: Receive) -> None:
-        last = Summary(self._tally) if self._cut is None else LineProblem.of(self._answered + 1, self._cut)
-        is_ended = self._chain.is_broken and self._cut is not None
-        await self._write(self._last + _line(last), more=is_ended)
-        if is_ended:
-            await self._linger(receive)
-            await self._write(b"", more=False)
-
-    async def _linger(self, receive: Receive) -> None:
-        with suppress(TimeoutError, ClientGoneError, RequestTimeout):
-            async with asyncio.timeout(LINGER):
-                while (await read_part(receive, timeout=LINGER))[1]:
-                    pass
+    async def _finish(self) -> None:
+        upto = self._answered if self._chain.is_broken else self._tally.lines
+        last = Summary(self._tally) if self._cut is None else LineProblem.of(upto + 1, self._cut)
+        await self._write(self._last + _line(last), more=False)
 
 
 def _line(answer: LineProblem | Summary) -> bytes:

@@ -71,15 +71,17 @@ def submit_one(context: GatewayContext, draft: Draft, done: Callable[[], None]) 
     return context.dispatcher.submit_one(partition, event, timeout=context.settings.gateway.produce_timeout, done=done)
 
 
-async def settle(context: GatewayContext, drafts: Sequence[Draft], pending: Pending) -> Sequence[Settlement]:
+async def settle(
+    context: GatewayContext, drafts: Sequence[Draft], pending: Pending, *, renew: bool = True
+) -> Sequence[Settlement]:
     """Wait for the settlements of submitted events, one for each, in order. Bounded by the produce timeout.
 
     Events that were routed by a spread that is not the stream's (somebody created it at this very moment) are routed
-    anew; nothing of them was stored.
+    anew, unless ``renew`` is false; nothing of them was stored.
     """
     await pending.wait()
     results = _settled(pending)
-    for _ in range(STALE_RETRIES):
+    for _ in range(STALE_RETRIES if renew else 0):
         stale = [index for index, settlement in enumerate(results) if settlement.problem == StaleStream.problem]
         if not stale:
             break

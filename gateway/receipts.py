@@ -96,6 +96,11 @@ def error_of(settlement: Settlement, event_id: str) -> CdrsError:
     return kind(settlement.detail, id=event_id) if kind.retry else kind(settlement.detail)
 
 
+def refusal_of(error: CdrsError, event_id: str) -> CdrsError:
+    """One event's share of an error that met several."""
+    return type(error)(error.detail, retry_after=error.retry_after, id=event_id) if error.retry else error
+
+
 class ItemProblem(msgspec.Struct, frozen=True):
     """An item of a batch that was not stored."""
 

@@ -171,6 +171,7 @@ class Submission:
                 if self.results[index] is None:
                     is_unknown = at < chunk.taken and chunk.handoff is not None and chunk.handoff.is_uncertain
                     self.results[index] = UNKNOWN if is_unknown else NOT_SENT
+            chunk.events = ()  # it may stand in its queue for a while
         self._release(self.bytes)
         self.pending = self.bytes = 0
         self._progress = True
@@ -186,13 +187,14 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 class Chunk:
     """The events of one submission that go to one partition, in order."""
 
-    __slots__ = ("bytes", "events", "handoff", "indexes", "submission", "taken")
+    __slots__ = ("bytes", "count", "events", "handoff", "indexes", "submission", "taken")
 
     def __init__(self, submission: Submission, indexes: Sequence[int], events: Sequence[NewEvent], size: int) -> None:
         self.submission = submission
         self.indexes = indexes
         """Their places in the submission."""
         self.events = events
+        self.count = len(events)
         self.bytes = size
         self.taken = 0
         """How many are, or were, part of a handoff."""
@@ -283,7 +285,7 @@ class Queue:
     def put(self, chunk: Chunk) -> None:
         """Last in line."""
         self._chunks.append(chunk)
-        self.events += len(chunk.events)
+        self.events += chunk.count
 
     def expire(self) -> None:
         """Give up on everything."""
@@ -300,7 +302,7 @@ class Queue:
             if chunk.submission.is_over(now):
                 chunk.submission.expire()
                 self._chunks.popleft()
-                self.events -= len(chunk.events) - chunk.taken
+                self.events -= chunk.count - chunk.taken
                 continue
             part = _share(chunk, max_events - len(handoff.events), max_bytes - size, is_first=not handoff.events)
             if part is None:
@@ -310,10 +312,21 @@ class Queue:
             handoff.events += part.events
             self.events -= len(part.events)
             size += part.size
-            if chunk.taken < len(chunk.events):
+            if chunk.taken < chunk.count:
                 break
             self._chunks.popleft()
         return handoff
+
+    def refuse_rest(self, refusal: Settlement) -> None:
+        """What is left of a chunk of which the latest handoff took the beginning, which was refused, is so too: it must
+        not be stored before that is sent again."""
+        chunk = self._chunks[0] if self._chunks else None
+        if chunk is None or not chunk.taken:
+            return
+        self._chunks.popleft()
+        left = chunk.events[chunk.taken :]
+        self.events -= chunk.count - chunk.taken
+        chunk.submission.settle(chunk.indexes[chunk.taken :], [refusal] * len(left), sum(map(size_of, left)))
 
 
 def _share(chunk: Chunk, room: int, room_bytes: int, *, is_first: bool) -> Part | None:

@@ -6,12 +6,13 @@ import argparse
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 
 
-def _cases(paths: Sequence[str]) -> Iterator[tuple[str, str, str, float]]:
+def _cases(folder: Path) -> Iterator[tuple[str, str, str, float]]:
     """Tier, outcome, reason and seconds of each test."""
-    for path in paths:
+    for path in sorted(folder.glob("*.xml")):
         for case in ET.parse(path).getroot().iter("testcase"):
             tier = (case.get("classname") or "?").split(".")[1:2] or ["?"]
             outcome, reason = "passed", ""
@@ -23,11 +24,11 @@ def _cases(paths: Sequence[str]) -> Iterator[tuple[str, str, str, float]]:
             yield tier[0], outcome, reason, float(case.get("time") or 0)
 
 
-def _tell_tiers(paths: Sequence[str]) -> None:
+def _tell_tiers(folder: Path) -> None:
     seconds: Counter[str] = Counter()
     counts: dict[str, Counter[str]] = {}
     reasons: Counter[str] = Counter()
-    for tier, outcome, reason, took in _cases(paths):
+    for tier, outcome, reason, took in _cases(folder):
         counts.setdefault(tier, Counter())[outcome] += 1
         seconds[tier] += took
         if reason:
@@ -46,12 +47,12 @@ def main() -> None:
     """Read the reports and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--closing", type=int, metavar="SECONDS", help="one line for all, which took so long")
-    parser.add_argument("reports", nargs="*")
+    parser.add_argument("folder", type=Path, help="where the reports are")
     arguments = parser.parse_args()
     if arguments.closing is None:
-        _tell_tiers(arguments.reports)
+        _tell_tiers(arguments.folder)
         return
-    found = Counter(outcome for _, outcome, _, _ in _cases(arguments.reports))
+    found = Counter(outcome for _, outcome, _, _ in _cases(arguments.folder))
     sys.stdout.write(f"==== {_said(found) or 'no tests ran'} in {arguments.closing}s ====\n")
 
 

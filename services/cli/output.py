@@ -7,6 +7,7 @@ import sys
 from collections.abc import Coroutine
 from typing import Any
 
+import aiohttp
 import orjson
 import typer
 import uvloop
@@ -39,8 +40,15 @@ def run(command: Coroutine[Any, Any, int]) -> None:
     """Run a client command; its result is the exit code, 130 where it was interrupted."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.get_loop().set_exception_handler(_tell)
             code = runner.run(command)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     if code:
         raise typer.Exit(code)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """aiohttp writes bodies in tasks that nobody looks at; whoever reads the answer has been told of the same."""
+    if not isinstance(context.get("exception"), aiohttp.ClientConnectionError):
+        loop.default_exception_handler(context)

@@ -28,6 +28,9 @@ IDLE = 1.0
 """Seconds without a new line after which a segment ends, so that what was sent is confirmed."""
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
+SEGMENT_SECONDS = 15.0
+"""A segment ends after so long, too: what was sent is confirmed, and the silence of a server that has nothing to say
+before the end stays well below `ANSWER_TIMEOUT`."""
 GIVE_UP_AFTER = 60.0
 """Seconds of failing attempts at one segment before the command gives up."""
 LEFT_INTERVAL = 0.5
@@ -102,6 +105,7 @@ class Segment:
         self._source = source
         self._pieces = [first]
         self._closed = False
+        self._ends = asyncio.get_running_loop().time() + SEGMENT_SECONDS
         self.numbers = list(first.numbers)
         self._bytes = len(first.data)
         self.at_end = False
@@ -131,7 +135,8 @@ class Segment:
         self._pieces.append(piece)
         self.numbers += piece.numbers
         self._bytes += len(piece.data)
-        self._closed = len(self.numbers) >= SEGMENT_LINES or self._bytes >= SEGMENT_BYTES
+        is_old = asyncio.get_running_loop().time() >= self._ends
+        self._closed = is_old or len(self.numbers) >= SEGMENT_LINES or self._bytes >= SEGMENT_BYTES
 
 
 class Sender:
@@ -166,7 +171,7 @@ class Sender:
 
     async def _settle_segment(self, segment: Segment) -> None:
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + GIVE_UP_AFTER
+        give_up: float | None = None
         pause = FIRST_PAUSE
         while True:
             try:
@@ -175,6 +180,7 @@ class Sender:
             except (aiohttp.ClientError, TimeoutError, OSError, ServerError) as error:
                 reason = str(error) or type(error).__name__
                 wait = max(pause * random.uniform(0.8, 1.2), getattr(error, "retry_after", None) or 0.0)
+                give_up = give_up or loop.time() + GIVE_UP_AFTER
                 if loop.time() + wait > give_up:
                     raise Unavailable(
                         f"given up after {GIVE_UP_AFTER:.0f} s at line {segment.numbers[0]}: {reason}. "

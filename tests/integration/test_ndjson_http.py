@@ -288,9 +288,41 @@ async def test_a_line_that_was_given_up_ends_the_request(server: ProduceServer) 
             text += await anext(parts)
         await connection.send(chunked(b"2\n" * 10))
         assert await anext(parts, None) is None
+        assert await connection.at_end()
     *answers, last = map(json.loads, text.splitlines())
     assert (last["line"], last["problem"]["status"]) == (len(answers) + 1, 503)
     assert [each.get("problem", {}).get("status") for each in answers[: 2 * CHUNK_LINES]] == [
         *[None] * CHUNK_LINES, *[503] * CHUNK_LINES
     ]  # fmt: skip
     assert len(server.dispatcher.events()) == CHUNK_LINES
+
+
+async def test_a_body_that_is_there_is_answered_to_its_end(server: ProduceServer) -> None:
+    """All of it, although a line was given up; then the connection serves on."""
+    chunks = iter([None, Unavailable("no node")])
+    server.dispatcher.refuse = lambda: next(chunks, None)
+    lines = 3 * CHUNK_LINES
+    async with connected(server.port) as connection:
+        answer = await connection.request("POST", ORDERS, b"1\n" * lines, NDJSON)
+        *answers, last = answer.lines()
+        assert last == summary(lines, CHUNK_LINES, 0, 2 * CHUNK_LINES)
+        assert all(each["problem"]["id"] for each in answers[CHUNK_LINES:]), "what to repeat them with"
+        again = await connection.request("POST", ORDERS, b"1\n", NDJSON)
+        assert again.lines()[-1] == summary(1, 1)
+
+
+async def test_what_is_routed_anew_does_not_overtake_either(server: ProduceServer) -> None:
+    """A stream gets its spread at this moment: the first chunk cannot be placed, those behind it could."""
+    seen: set[bytes] = set()
+
+    def judge(stored: NewEvent) -> Settlement | None:
+        name = stored.value.partition(b'"id":"')[2].partition(b'"')[0]
+        is_first = int(name) < CHUNK_LINES or name not in seen
+        seen.add(name)
+        return Settlement(problem="stale-stream") if is_first else None
+
+    server.dispatcher.judge = judge
+    body = b"\n".join(event(str(n)) for n in range(2 * CHUNK_LINES))
+    answer = await post(server.port, ORDERS, body, NDJSON)
+    assert {each["problem"]["status"] for each in answer.lines()[:-1]} == {503}
+    assert not server.dispatcher.events()

@@ -326,6 +326,35 @@ async def test_what_is_tried_again_goes_without_those_behind_one_that_was_given_
         assert rig.log.values(0) == ["3"]
 
 
+async def test_nothing_of_a_batch_overtakes_what_was_refused_of_it() -> None:
+    """It is larger than a handoff; the node is full for the first part, and has room again for the second."""
+    rig = Rig("a", handoff_events=2)
+    async with rig.running():
+        node = rig.best()
+        node.errors = [Overloaded("full")]
+        submission = submit(rig, "1", "2", "3", "4", "5")
+        other = submit(rig, "6")
+        for pending in (submission, other):
+            await pending.wait()
+        assert (problems(submission), problems(other)) == (["overloaded"] * 5, [""])
+        assert rig.log.values(0) == ["6"]
+        assert (rig.dispatcher.waiting_bytes, node.in_flight) == (0, {0: 0})
+
+
+async def test_a_refusal_holds_up_what_its_request_sends_later() -> None:
+    rig = Rig("a", handoff_events=1)
+    async with rig.running():
+        node = rig.best()
+        node.errors = [Overloaded("full")]
+        chain = Chain()
+        waiting = [rig.dispatcher.submit([(0, event(name))], timeout=WAIT, chain=chain) for name in "12"]
+        waiting.append(submit(rig, "3"))
+        for pending in waiting:
+            await pending.wait()
+        assert [problems(each) for each in waiting] == [["overloaded"], ["unavailable"], [""]]
+        assert rig.log.values(0) == ["3"]
+
+
 async def test_what_was_under_way_at_its_deadline_is_unknown() -> None:
     rig = Rig("a", handoff_events=2)
     async with rig.running():

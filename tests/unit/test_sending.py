@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import aiohttp
+import pytest
+import uvloop
 
-from services.cli.sending import Piece, Sender
+from services.cli.sending import LineSource, Piece, Sender
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n"
 SUMMARY = b'{"summary":{"stored":2,"duplicates":0,"failed":0}}\n'
@@ -34,7 +37,15 @@ def small_buffers(address: tuple[object, ...]) -> socket.socket:
     return opened
 
 
-async def test_server_that_leaves_just_before_the_last_chunk_is_asked_again() -> None:
+@pytest.mark.parametrize("loop", [uvloop.new_event_loop, asyncio.new_event_loop])
+def test_server_that_leaves_just_before_the_last_chunk_is_asked_again(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(_leaves_before_the_last_chunk())
+
+
+async def _leaves_before_the_last_chunk() -> None:
     source = TwoPieces(b" " * 60_000 + b"\n")
     served: list[asyncio.StreamWriter] = []
 
@@ -69,3 +80,32 @@ async def test_server_that_leaves_just_before_the_last_chunk_is_asked_again() ->
         await sender.send(source)
     assert len(served) == 2
     assert (sender.totals.stored, sender.totals.retries) == (2, 1)
+
+
+async def test_segment_goes_again_as_soon_as_one_of_its_lines_failed() -> None:
+    """The rest of the answer is not waited for."""
+    problem = b'{"line":1,"problem":{"title":"not now","status":503}}\n'
+    attempts = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        answer = problem if attempts == 1 else SUMMARY
+        await reader.readuntil(b"\r\n\r\n")
+        if attempts > 1:
+            await reader.readuntil(b"\r\n0\r\n\r\n")
+        writer.write(HEAD + b"%x\r\n%b\r\n" % (len(answer), answer))
+        if attempts > 1:
+            writer.write(b"0\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    async with (
+        asyncio.timeout(20),
+        await asyncio.start_server(serve, "127.0.0.1", 0) as server,
+        aiohttp.ClientSession() as session,
+    ):
+        sender = Sender(session, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        await sender.send(LineSource([(1, b"{}"), (2, b"{}")]))
+    assert attempts == 2
+    assert sender.totals.as_dict() == {"lines": 2, "stored": 2, "duplicates": 0, "failed": 0}
