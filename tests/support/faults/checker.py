@@ -25,6 +25,7 @@ C11       slow               a figure is beyond its limit (only for limits that 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -426,8 +427,9 @@ def _figures(
     fault: Record, until: int, acks: Sequence[int], answered: Sequence[tuple[int, int]], told: Sequence[Record]
 ) -> Figures:
     start = fault["t"]
-    first = min((end for begin, end in answered if start <= begin < until), default=None)
-    near = [t for t in acks if t < until]
+    meanwhile = answered[bisect_left(answered, (start,)) : bisect_left(answered, (until,))]
+    first = min((end for _, end in meanwhile), default=None)
+    near = acks[max(bisect_right(acks, start) - 1, 0) : bisect_left(acks, until)]
     longest = max((b - max(a, start) for a, b in pairwise(near) if b > start), default=None)
     news = min((r["t"] for r in told if start <= r["t"] < until and r["target"] == fault["target"]), default=None)
 

@@ -94,6 +94,10 @@ def _stall_node(scene: Scene) -> None:
     scene.hold(STALL)
 
 
+def _await_end(pid: int) -> None:
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 30, "the process to end")
+
+
 def _terminate(scene: Scene) -> None:
     """Each role in turn, as a rolling restart does it."""
     for name in [*(f"node-{n}" for n in range(1, NODES + 1)), "gateway"]:
@@ -101,6 +105,7 @@ def _terminate(scene: Scene) -> None:
         if name == "node-1":
             scene.begin(name)
         _signal(pid, signal.SIGTERM)
+        _await_end(pid)
         scene.system.wait_whole()
 
 
@@ -165,7 +170,7 @@ def _out_of_memory(scene: Scene) -> None:
             with suppress(OSError):
                 for _ in range(29):
                     sock.sendall(bytes(1_000_000))
-            wait_until(lambda: not Path(f"/proc/{pid}").exists(), 30, "the kernel to end the node")
+            _await_end(pid)
 
 
 def _jump_clock(scene: Scene) -> None:
