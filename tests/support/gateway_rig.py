@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from model_nodes import ModelLog, ModelNode, PaintedMembership, member
+import pytest
+from model_nodes import ModelLog, ModelNode, PaintedMembership, event, member
 
 from gateway.dispatch import Dispatcher
 from gateway.routing import NodeHandle, Router
+from gateway.submission import Submission
 from shared.clock import SystemClock
 from shared.ports import Member, NodeLink
 from shared.settings import Settings
@@ -73,3 +75,23 @@ class Rig:
             finally:
                 for task in reversed(started):
                     task.cancel()
+
+
+def submit(rig: Rig, *names: str, partition: int = 0, timeout: float = 20.0) -> Submission:
+    """Events of these names, as one request has them."""
+    return rig.dispatcher.submit([(partition, event(name)) for name in names], timeout=timeout)
+
+
+def problems(submission: Submission) -> list[str]:
+    """What became of each event: nothing where it was stored, a question mark where it is under way."""
+    return [result.problem if result is not None else "?" for result in submission.results]
+
+
+WAYS = ["by task", "by call", "by call, together"]
+
+
+def take_way(monkeypatch: pytest.MonkeyPatch, way: str) -> str:
+    """To a node in another process, and to one in this, whose partitions are independent or are committed together."""
+    monkeypatch.setattr(ModelNode, "is_direct", way != "by task")
+    monkeypatch.setattr(ModelNode, "commits_together", way.endswith("together"))
+    return way

@@ -6,10 +6,10 @@ import asyncio
 import random
 
 import pytest
-from gateway_rig import Rig
+from gateway_rig import WAYS, Rig, problems, submit, take_way
 from model_nodes import UNKNOWN, ModelNode, event, eventually
 
-from gateway.submission import Chain, Submission
+from gateway.submission import Submission
 from shared.detector import NodeState
 from shared.errors import LinkBroken, Overloaded, StaleEpoch, StaleStream, Unavailable
 from shared.records import NewEvent, Settlement
@@ -17,20 +17,9 @@ from shared.records import NewEvent, Settlement
 WAIT = 20.0
 
 
-@pytest.fixture(params=["by task", "by call", "by call, together"], autouse=True)
+@pytest.fixture(params=WAYS, autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """To a node in another process, and to one in this, whose partitions are independent or are committed together."""
-    monkeypatch.setattr(ModelNode, "is_direct", request.param != "by task")
-    monkeypatch.setattr(ModelNode, "commits_together", request.param.endswith("together"))
-    return str(request.param)
-
-
-def submit(rig: Rig, *names: str, partition: int = 0, timeout: float = WAIT) -> Submission:
-    return rig.dispatcher.submit([(partition, event(name)) for name in names], timeout=timeout)
-
-
-def problems(submission: Submission) -> list[str]:
-    return [result.problem if result is not None else "?" for result in submission.results]
+    return take_way(monkeypatch, request.param)
 
 
 def sent(node: ModelNode) -> list[list[str]]:
@@ -285,74 +274,6 @@ async def test_what_was_never_sent_by_its_deadline_is_unavailable_and_never_stor
         await submit(rig, "3").wait()
         assert rig.log.values(0) == ["1", "3"]
         assert rig.dispatcher.waiting_bytes == 0
-
-
-@pytest.mark.parametrize("size", [8, 1], ids=["one handoff", "two handoffs"])
-async def test_nothing_overtakes_what_its_request_gave_up(size: int) -> None:
-    """The first of two submissions reaches its deadline while it waits; the second has time left."""
-    rig = Rig("a", handoff_events=size)
-    async with rig.running():
-        node = rig.best()
-        node.gate = asyncio.Event()
-        blocking = submit(rig, "0")
-        await eventually(lambda: node.handoffs)
-        chain = Chain()
-        first = rig.dispatcher.submit([(0, event("1"))], timeout=0.03, chain=chain)
-        second = rig.dispatcher.submit([(0, event("2"))], timeout=WAIT, chain=chain)
-        other = submit(rig, "3")
-        await first.wait()
-        node.gate.set()
-        for pending in (blocking, second, other):
-            await pending.wait()
-        assert [problems(each) for each in (first, second, other)] == [["unavailable"], ["unavailable"], [""]]
-        assert rig.log.values(0) == ["0", "3"]
-
-
-async def test_what_is_tried_again_goes_without_those_behind_one_that_was_given_up() -> None:
-    rig = Rig("a", handoff_timeout=0.05)
-    async with rig.running():
-        node = rig.best()
-        node.hangs = True
-        chain = Chain()
-        first = rig.dispatcher.submit([(0, event("1"))], timeout=0.03, chain=chain)
-        second = rig.dispatcher.submit([(0, event("2"))], timeout=WAIT, chain=chain)
-        other = submit(rig, "3")
-        await first.wait()
-        node.hangs = False
-        for pending in (second, other):
-            await pending.wait()
-        unknown = ["outcome-unknown"]
-        assert [problems(each) for each in (first, second, other)] == [unknown, unknown, [""]]
-        assert rig.log.values(0) == ["3"]
-
-
-async def test_nothing_of_a_batch_overtakes_what_was_refused_of_it() -> None:
-    """It is larger than a handoff; the node is full for the first part, and has room again for the second."""
-    rig = Rig("a", handoff_events=2)
-    async with rig.running():
-        node = rig.best()
-        node.errors = [Overloaded("full")]
-        submission = submit(rig, "1", "2", "3", "4", "5")
-        other = submit(rig, "6")
-        for pending in (submission, other):
-            await pending.wait()
-        assert (problems(submission), problems(other)) == (["overloaded"] * 5, [""])
-        assert rig.log.values(0) == ["6"]
-        assert (rig.dispatcher.waiting_bytes, node.in_flight) == (0, {0: 0})
-
-
-async def test_a_refusal_holds_up_what_its_request_sends_later() -> None:
-    rig = Rig("a", handoff_events=1)
-    async with rig.running():
-        node = rig.best()
-        node.errors = [Overloaded("full")]
-        chain = Chain()
-        waiting = [rig.dispatcher.submit([(0, event(name))], timeout=WAIT, chain=chain) for name in "12"]
-        waiting.append(submit(rig, "3"))
-        for pending in waiting:
-            await pending.wait()
-        assert [problems(each) for each in waiting] == [["overloaded"], ["unavailable"], [""]]
-        assert rig.log.values(0) == ["3"]
 
 
 async def test_what_was_under_way_at_its_deadline_is_unknown() -> None:
