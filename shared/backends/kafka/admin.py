@@ -19,7 +19,9 @@ from aiokafka.conn import create_conn
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
     IllegalSaslStateError,
+    KafkaConnectionError,
     KafkaError,
+    NodeNotReadyError,
     SaslAuthenticationFailed,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
@@ -32,6 +34,8 @@ from shared.backends.kafka.address import SETTING, KafkaAddress
 from shared.backends.kafka.client import CLIENT_ERRORS, client_options, describe, within
 from shared.errors import StartError
 from shared.settings import KafkaSettings
+
+TRIM_ATTEMPTS = 5
 
 _AUTHENTICATION = (SaslAuthenticationFailed, UnsupportedSaslMechanismError)
 _AUTHORIZATION = (ClusterAuthorizationFailedError, TopicAuthorizationFailedError)
@@ -91,7 +95,13 @@ class Admin:
     async def _trim(self, partition: TopicPartition, offset: int) -> None:
         wanted = {partition: RecordsToDelete(offset)}
         async with asyncio.timeout(self._timeout):
-            await self._client.delete_records(wanted, timeout_ms=int(self._timeout * 1000))
+            for left in reversed(range(TRIM_ATTEMPTS)):
+                try:
+                    await self._client.delete_records(wanted, timeout_ms=int(self._timeout * 1000))
+                    return
+                except (KafkaConnectionError, NodeNotReadyError):
+                    if not left:  # the first question goes to any broker, which may be the one that is down
+                        raise
 
     async def properties(self, name: str) -> dict[str, str]:
         """A topic's properties, those by default included."""
