@@ -277,9 +277,7 @@ class NdjsonResponse(Response):
     def _end_reading(self) -> None:
         """Nothing that is still to come would be stored."""
         assert self._reading is not None
-        self._cut = Unavailable(
-            "the request ends here: an event was not stored in its turn, none shall overtake it"
-        )
+        self._cut = Unavailable("the request ends here: an event was not stored in its turn, none shall overtake it")
         self._reading.cancel()
 
     def _answers(self, chunk: _Chunk, settlements: Sequence[Settlement]) -> bytes:

@@ -22,15 +22,15 @@ from shared.errors import ServerError, Unavailable
 
 SEGMENT_LINES = 16_384
 SEGMENT_BYTES = 16 * 1024 * 1024
+SEGMENT_SECONDS = 15.0
+"""A segment ends after so long, too: what was sent is confirmed, and the silence of a server that has nothing to say
+before the end stays well below `ANSWER_TIMEOUT`."""
 PIECE_BYTES = 64 * 1024
 """Bytes per chunk of the request body."""
 IDLE = 1.0
 """Seconds without a new line after which a segment ends, so that what was sent is confirmed."""
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
-SEGMENT_SECONDS = 15.0
-"""A segment ends after so long, too: what was sent is confirmed, and the silence of a server that has nothing to say
-before the end stays well below `ANSWER_TIMEOUT`."""
 GIVE_UP_AFTER = 60.0
 """Seconds of failing attempts at one segment before the command gives up."""
 LEFT_INTERVAL = 0.5
@@ -207,7 +207,6 @@ class Sender:
                     raise error
                 async for line in response.content:
                     answer.take(line)
-                    answer.check()
             finally:
                 watch.cancel()
                 if answer.summary is None:
@@ -256,20 +255,18 @@ class _Answer:
         self.failures: list[tuple[int, dict[str, Any]]] = []
         self.receipts: list[bytes] = []
 
-    def check(self) -> None:
-        """Raises `Unavailable` where a retry can help the line that came last: all of them go again."""
-        problem = self.failures[-1][1] if self.failures else {}
-        if int(problem.get("status", 0)) >= 500:
-            raise Unavailable(str(problem.get("detail") or problem.get("title")))
-
     def take(self, line: bytes) -> None:
+        """Raises `Unavailable` where a retry can help that line: all of them go again."""
         if not line.endswith(b"\n"):
             return
         message: dict[str, Any] = orjson.loads(line)
         if "summary" in message:
             self.summary = message["summary"]
         elif "problem" in message:
-            self.failures.append((int(message["line"]), message["problem"]))
+            problem = message["problem"]
+            if int(problem.get("status", 0)) >= 500:
+                raise Unavailable(str(problem.get("detail") or problem.get("title")))
+            self.failures.append((int(message["line"]), problem))
         else:
             self.receipts.append(line.rstrip(b"\n"))
 

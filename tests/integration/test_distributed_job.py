@@ -90,7 +90,7 @@ def test_whole_sample_survives_killed_nodes_and_engines(tmp_path: Path, sample: 
 @pytest.mark.slow
 def test_gateways_and_nodes_keep_nothing(tmp_path: Path, sample: Sample, engines: Engines) -> None:
     """They have no place to write to, and every one of them is replaced, one by one, by a fresh one on another port."""
-    if engines.window == SMALLEST:  # the whole of it is played with the other window, among the slow ones
+    if engines.window == SMALLEST:  # the whole of it is played with the other window
         sample = sample.part(len(sample.lines) // 3, tmp_path)
     with Deployment(tmp_path / "cdrs", engines.env, prefix=read_only()) as cdrs:
         faults: list[Fault] = [

@@ -36,6 +36,7 @@ from shared.errors import StartError
 from shared.settings import KafkaSettings
 
 TRIM_ATTEMPTS = 5
+"""How often a partition is trimmed before it is left to the next time; all of them within the timeout of one call."""
 
 _AUTHENTICATION = (SaslAuthenticationFailed, UnsupportedSaslMechanismError)
 _AUTHORIZATION = (ClusterAuthorizationFailedError, TopicAuthorizationFailedError)
