@@ -54,12 +54,13 @@ class HistoryReader:
             page = HistoryPage([], query.start)
         if page.next >= query.stop:
             return page
-        if not ring.covers(page.next):
+        at = max(page.next, query.start)  # a store whose checkpoint lies below the start says so by its `next`
+        if not ring.covers(at):
             return page if page.next > query.start else await self._page_of_log(query, ring)
         size = sum(len(record.value) for record in page.records)
         if len(page.records) >= query.limit or size >= query.max_bytes:
             return page
-        rest = _from_ring(ring, _narrowed(query, page.next, query.stop, len(page.records), size))
+        rest = _from_ring(ring, _narrowed(query, at, query.stop, len(page.records), size))
         return HistoryPage([*page.records, *rest.records], rest.next, page.missing, page.deleted)
 
     async def _page_of_log(self, query: PageQuery, ring: PartitionRing) -> HistoryPage:
@@ -114,7 +115,14 @@ class HistoryReader:
             for ring in self._tail.rings.values():
                 records, _ = ring.read(ring.start, ring.next, limit=len(ring), max_bytes=2**62, stream=stream)
                 found += [r for r in records if r.identity.startswith(prefix) and r.identity not in seen]
+            if not found and await self._is_between():
+                raise Unavailable("the store has not got everything yet", retry_after=1.0)
         return found[:FOUND]
+
+    async def _is_between(self) -> bool:
+        """Whether there are records that neither the store nor a ring has, but the log alone."""
+        checkpoints = await self._store.checkpoints()
+        return any(checkpoints.get(partition, 0) < ring.start for partition, ring in self._tail.rings.items())
 
     async def offset_at(self, append_ms: int) -> Mapping[int, int]:
         """`shared.ports.History.offset_at`."""

@@ -102,6 +102,8 @@ class LogReader:
                 self._kept.move_to_end((partition, at))
             if chunk.next > start:
                 return chunk
+            if chunk.next == at:  # the rings were begun anew below it meanwhile
+                raise Unavailable("the node has not read so far", retry_after=POLL)
             at = chunk.next
 
     async def _read(self, partition: int, at: int) -> Stretch:

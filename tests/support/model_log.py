@@ -210,7 +210,7 @@ class ModelStore:
             taken.append(record)
         deleted = [(max(a, query.start), min(b, stop)) for p, a, b in self.holes if p == query.partition]
         deleted = [(first, last) for first, last in deleted if first < last]
-        return HistoryPage(taken, query.start if query.backwards else max(stop, query.start), [], deleted)
+        return HistoryPage(taken, query.start if query.backwards else stop, [], deleted)
 
     async def persist(self, *_batches: FeedBatch) -> None:
         if self.persisted is not None:

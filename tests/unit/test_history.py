@@ -18,18 +18,19 @@ from shared.ring import PartitionRing
 class Node:
     """A node that has read less than its log holds."""
 
-    def __init__(self, held: int, read: int) -> None:
+    def __init__(self, held: int, read: int, persisted: int | None = None, ring: int = 100) -> None:
         self.log = ModelLog(decides_identity=False)
         records: list[Record] = []
         for offset in range(held):
             e = event(offset)
             record = Record(0, offset, offset, e.identity, e.stream, None, e.value, e.data_at, e.kind, 0)
             records.append(record)
-        self.records = records
-        self.ring = PartitionRing(0, 0, max_records=100, max_bytes=1 << 20)
+        self.log.records[0] = self.records = records
+        self.ring = PartitionRing(0, 0, max_records=ring, max_bytes=1 << 20)
         self.read(read)
+        store = ModelStore(self.log, None if persisted is None else {0: persisted, 1: 0, 2: 0})
         tail: Any = SimpleNamespace(rings={0: self.ring}, broken={}, begins={0: 0}, hidden={0: set()})
-        self.history = HistoryReader(self.log, ModelStore(self.log), tail)
+        self.history = HistoryReader(self.log, store, tail)
 
     def read(self, upto: int) -> None:
         self.ring.extend(FeedBatch(0, self.ring.next, upto, self.records[self.ring.next : upto]))
@@ -47,6 +48,16 @@ async def test_a_page_back_from_beyond_what_the_node_has_read_is_refused() -> No
     with pytest.raises(Unavailable, match="up to 12 only"):
         await node.page(back(20))
     assert [record.offset for record in (await node.page(back(12))).records] == list(range(11, -1, -1))
+
+
+@pytest.mark.parametrize("streams", [None, ["orders"], ["orders", "others"]])
+async def test_a_page_from_above_the_checkpoint_has_nothing_from_below_its_start(streams: list[str] | None) -> None:
+    """Where the node is behind what was asked for, and its store behind the start: it would all come a second time."""
+    node = Node(held=20, read=12, persisted=5)
+    for start, stop, expected in ((8, 20, range(8, 12)), (8, 10, range(8, 10)), (12, 20, ()), (15, 20, ())):
+        page = await node.page(PageQuery(0, start, stop, 100, 1 << 20, streams))
+        assert [record.offset for record in page.records] == list(expected)
+        assert page.next == max([start, *(offset + 1 for offset in expected)])
 
 
 async def test_a_gateway_that_starts_keeps_nothing_with_a_hole() -> None:
@@ -72,3 +83,18 @@ async def test_a_gateway_that_starts_waits_a_little_for_a_node_that_is_behind() 
     node.page = behind_twice
     assert (await latest(node, {0: 20}, 100))[0].next == 20
     assert asked == 3
+
+
+@pytest.mark.parametrize("persisted", [0, 5, 8, 20])
+async def test_an_event_that_only_the_log_has_is_not_said_to_be_unknown(persisted: int) -> None:
+    """The store comes behind by more than a ring holds, as after it was away."""
+    node = Node(held=20, read=20, persisted=persisted, ring=12)
+    for number in (3, 15):
+        if persisted <= number < node.ring.start:
+            with pytest.raises(Unavailable, match="not got everything"):
+                await node.history.find("orders", str(number), "/test")
+        else:
+            (found,) = await node.history.find("orders", str(number), "/test")
+            assert found.offset == number
+    if persisted >= node.ring.start:
+        assert await node.history.find("orders", "99", "/test") == []

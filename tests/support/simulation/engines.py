@@ -313,7 +313,7 @@ class StoreHandle:
                 break
             taken.append(record)
         else:
-            following = query.start if query.backwards else max(stop, query.start)
+            following = query.start if query.backwards else stop
         covered = (following, stop) if query.backwards else (query.start, following)
         return HistoryPage(taken, following, [], _deleted(*covered, floor))
 
