@@ -52,14 +52,14 @@ def split_compact(text: bytes) -> tuple[dict[str, Any], bytes] | None:
     if at <= 0 or text[-1] != _BRACE:
         return None
     head = text[:at] if text[at - 1] == _COMMA else text[:at].rstrip(WHITE_SPACE)
-    if head[-1] != _COMMA:
+    if not head.endswith(b","):
         return None
     raw = text[at + 7 : -1]
     try:
         members = orjson.loads(head[:-1] + b"}")
     except orjson.JSONDecodeError:
         return None
-    if not is_json(raw):
+    if not members or not is_json(raw):  # without members the comma would stand alone
         return None
     strings = len(members)
     for value in members.values():

@@ -208,6 +208,8 @@ def test_bad_base64(base64: object) -> None:
 )
 @example([b'{"specversion":"1.0","id":"1",', b'"source":"/s","type":"t",', b'"data":', b"1", b",", b'"a":1', b"}"])
 @example([b'{"a":"', b'"data":', b'"}'])
+@example([b'{,"data":1}'])
+@example([b' "data":1}'])
 @example([b'{"specversion":"1.0","id":"1","source":"/s","type":"t","x":{"y":2,"data":1}}'])
 @example([b'{"specversion":"1.0","id":"1","source":"/s","type":"t","x":"\\",\\"data\\":","data":1}'])
 def test_the_fast_split_agrees_with_parsing(pieces: list[bytes]) -> None:
