@@ -149,6 +149,8 @@ class Ingest:
     ) -> Waiting:
         size = size_of(events)
         self._admit(epoch, partition, size)
+        if min([event.spread for event in events], default=1) < 1:  # it would be the spread of a new stream, for good
+            raise InvalidRequest("an event comes routed by a spread of at least 1")
         started = self._clock.monotonic()
         handoff = Waiting(partition, events, size, started, answered, self._answered)
         self._waiting_bytes += size

@@ -196,6 +196,8 @@ class NdjsonResponse(Response):
         ):
             self._left.clear()
             await self._left.wait()
+        if not self._waiting_lines:
+            self._chain.spreads.clear()
         if chunk.drafts:
             try:
                 chunk.pending = await self._submit(chunk.drafts)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from shared.errors import StaleStream, Unavailable
+from shared.errors import CdrsError, StaleStream
 from shared.events import SPREAD_UNKNOWN, Draft
 from shared.partitioning import partition_of
 from shared.records import NewEvent, Settlement
@@ -38,29 +38,46 @@ async def submit(context: GatewayContext, drafts: Sequence[Draft], chain: Chain 
     unknown = {stream for stream, spread in routes if spread == SPREAD_UNKNOWN}
     if unknown:
         await context.catalog.learn(unknown)
-    if len(routes) == 1 and drafts[0].event.spread == 1:  # as a rule: one stream, which stands in one partition
-        home = partition_of(drafts[0].event.stream, None, "", partitions=context.router.partitions)
-        return context.dispatcher.submit_run(home, [draft.event for draft in drafts], timeout=timeout, chain=chain)
-    return context.dispatcher.submit(_placed(context, drafts, routes), timeout=timeout, chain=chain)
+    spreads = _agreed(context, routes, {} if chain is None else chain.spreads)
+    first = drafts[0].event.stream
+    if len(routes) == 1 and spreads[first] == 1:  # as a rule: one stream, which stands in one partition
+        home = partition_of(first, None, "", partitions=context.router.partitions)
+        events = [_routed(draft.event, 1) for draft in drafts]
+        return context.dispatcher.submit_run(home, events, timeout=timeout, chain=chain)
+    return context.dispatcher.submit(_placed(context, drafts, spreads), timeout=timeout, chain=chain)
 
 
-def _placed(
-    context: GatewayContext, drafts: Sequence[Draft], routes: Collection[tuple[str, int]]
-) -> list[tuple[int, NewEvent]]:
-    """Each event behind its partition; ``routes`` are the streams and spreads among them."""
+def _agreed(context: GatewayContext, routes: Collection[tuple[str, int]], spreads: dict[str, int]) -> Mapping[str, int]:
+    """The one spread by which all events of a stream are routed in a request; ``spreads`` are those it was begun with.
+
+    The catalog may learn another one in the middle, and events of one key that go two ways have no order."""
+    for stream, spread in routes:
+        if stream not in spreads:
+            spreads[stream] = context.catalog.cached_spread(stream) or spread or 1
+    return spreads
+
+
+def _placed(context: GatewayContext, drafts: Sequence[Draft], spreads: Mapping[str, int]) -> list[tuple[int, NewEvent]]:
+    """Each event behind its partition."""
     partitions = context.router.partitions
-    homes = {stream: partition_of(stream, None, "", partitions=partitions) for stream, spread in routes if spread <= 1}
+    homes: dict[str, int] = {}
     placed: list[tuple[int, NewEvent]] = []
     for draft in drafts:
-        event = draft.event
-        if event.spread == SPREAD_UNKNOWN:
-            event = msgspec.structs.replace(event, spread=context.catalog.cached_spread(event.stream) or 1)
-        if event.spread == 1:
-            placed.append((homes[event.stream], event))
-            continue
-        partition = partition_of(event.stream, event.key, draft.id, partitions=partitions, spread=event.spread)
+        stream = draft.event.stream
+        spread = spreads[stream]
+        event = _routed(draft.event, spread)
+        if spread > 1:
+            partition = partition_of(stream, event.key, draft.id, partitions=partitions, spread=spread)
+        elif stream in homes:
+            partition = homes[stream]
+        else:
+            partition = homes[stream] = partition_of(stream, None, "", partitions=partitions)
         placed.append((partition, event))
     return placed
+
+
+def _routed(event: NewEvent, spread: int) -> NewEvent:
+    return event if event.spread == spread else msgspec.structs.replace(event, spread=spread)
 
 
 def submit_one(context: GatewayContext, draft: Draft, done: Callable[[], None]) -> Pending:
@@ -86,9 +103,8 @@ async def settle(
         if not stale:
             break
         try:
-            again = [await _renewed(context, drafts[index]) for index in stale]
-            pending = await submit(context, again)
-        except Unavailable:
+            pending = await submit(context, await _renewed(context, [drafts[index] for index in stale]))
+        except CdrsError:  # they stay what they are: not stored, and to be sent again
             break
         await pending.wait()
         for index, settlement in zip(stale, _settled(pending), strict=True):
@@ -104,11 +120,11 @@ def note_stored(context: GatewayContext, drafts: Sequence[Draft], results: Seque
         context.catalog.stored({draft.event.stream for draft, result in settled if not result.problem})
 
 
-async def _renewed(context: GatewayContext, draft: Draft) -> Draft:
-    stream = draft.event.stream
-    if context.catalog.cached_spread(stream) == draft.event.spread:
+async def _renewed(context: GatewayContext, drafts: Sequence[Draft]) -> list[Draft]:
+    """The same, to be routed by what a node says now."""
+    for stream in dict.fromkeys(draft.event.stream for draft in drafts):
         await context.catalog.refresh(stream)
-    return Draft(draft.id, msgspec.structs.replace(draft.event, spread=SPREAD_UNKNOWN))
+    return [Draft(draft.id, msgspec.structs.replace(draft.event, spread=SPREAD_UNKNOWN)) for draft in drafts]
 
 
 def _settled(pending: Pending) -> list[Settlement]:

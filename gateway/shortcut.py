@@ -26,7 +26,7 @@ from gateway.problems import problem_response
 from gateway.produce import build_one, check_room, location_of, receipt_one, refusal
 from gateway.receipts import ReceiptWriter, encoder
 from shared.errors import CdrsError, InternalError, Overloaded, StaleStream
-from shared.events import Draft, EventBuilder
+from shared.events import SPREAD_UNKNOWN, Draft, EventBuilder
 from shared.validation import check_stream
 
 if TYPE_CHECKING:
@@ -231,10 +231,15 @@ class Shortcut:
         builder.accepted_ms = context.clock.unix_ms()
         try:
             context.dispatcher.check()
-            post.draft = build_one(builder, fields.head, body)
-            post.pending = submit_one(context, post.draft, post.settled)
+            draft = post.draft = build_one(builder, fields.head, body)
+            if draft.event.spread == SPREAD_UNKNOWN:  # what the catalog knew has run out at this very moment
+                return None
+            post.pending = submit_one(context, draft, post.settled)
         except CdrsError as error:
             post.refuse(error)
+        except Exception:
+            logger.exception("a produce request failed")
+            post.fail()
         return post
 
     def refuse_batch(self, connection: Connection, target: Target, length: Length) -> bool:
@@ -332,13 +337,17 @@ class Post:
             self.refuse(error)
         except Exception:
             logger.exception("a produce request failed")
-            self._problem(problem_response(InternalError(), instance=self._target.path))
+            self.fail()
         else:
             self._send(answer)
 
     def refuse(self, error: CdrsError) -> None:
         """Answer with a problem."""
         self._problem(refusal(self._shortcut.context, error, path=self._target.path))
+
+    def fail(self) -> None:
+        """Answer that the fault is here."""
+        self._problem(problem_response(InternalError(), instance=self._target.path))
 
     def _problem(self, response: Response) -> None:
         self._send(_serialized(response, self.connection, close=self.is_last))

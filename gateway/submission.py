@@ -37,10 +37,12 @@ class Chain:
     """Submissions of one request that come one after the other: once something of one was given up, nothing of a later
     one is sent any more. Whoever sends again what was given up, and all that came after it, keeps its order then."""
 
-    __slots__ = ("is_broken",)
+    __slots__ = ("is_broken", "spreads")
 
     def __init__(self) -> None:
         self.is_broken = False
+        self.spreads: dict[str, int] = {}
+        """Stream → the spread by which its events are routed, for as long as any of them is under way."""
 
 
 class Submission:
@@ -326,7 +328,9 @@ class Queue:
         self._chunks.popleft()
         left = chunk.events[chunk.taken :]
         self.events -= chunk.count - chunk.taken
+        chunk.submission.break_chain()
         chunk.submission.settle(chunk.indexes[chunk.taken :], [refusal] * len(left), sum(map(size_of, left)))
+        chunk.submission.wake()
 
 
 def _share(chunk: Chunk, room: int, room_bytes: int, *, is_first: bool) -> Part | None:

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 from model_log import ModelLog, ModelStore, event, events
 
@@ -190,6 +191,12 @@ async def test_a_partition_that_does_not_exist_is_refused(world: World) -> None:
             pass
     with pytest.raises(InvalidRequest):
         await world.link.page(PageQuery(3, 0, 1, 1, 1))
+
+
+async def test_an_event_that_nobody_routed_is_refused(world: World) -> None:
+    """The spread it comes with would be that of a new stream, for good."""
+    with pytest.raises(InvalidRequest, match="spread"):
+        await world.append(0, [msgspec.structs.replace(event(1), spread=0)])
 
 
 async def test_a_large_handoff_is_one(world: World) -> None:

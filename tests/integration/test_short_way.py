@@ -93,6 +93,7 @@ REQUESTS: dict[str, tuple[bytes, str]] = {
     "too-deep": (post(b"[" * 40 + b"]" * 40), "short"),
     "structured": (post(event(data=1), STRUCTURED), "short"),
     "structured-other-body": (post(event(data=2), STRUCTURED), "short"),
+    "structured-nothing-but-data": (post(b' "data":1}', STRUCTURED), "short"),
     "structured-bad-source": (post(event(source=" "), STRUCTURED), "short"),
     "structured-other-stream": (post(event(cdrsstream="other"), STRUCTURED), "short"),
     "binary": (post(b"\x00\xff", {"ce-type": "x", "ce-id": "b", "Content-Type": "image/png"}), "short"),
@@ -240,6 +241,38 @@ async def test_an_unknown_stream_is_asked_for_by_the_application(servers: tuple[
     assert server.context.catalog.asked == ["orders"]
     assert server.shortcut.taken == ROUNDS - 1
     assert len({re.search(rb'"partition":\d+', answer)[0] for answer in answers}) == 1  # type: ignore[index]
+
+
+async def test_what_is_known_of_a_stream_may_run_out_in_the_middle(server: ProduceServer) -> None:
+    """Routed by no spread at all, the event would make a stream of spread 0."""
+    catalog = server.context.catalog
+    known = catalog.cached_spread
+    asked: list[str] = []
+
+    def once(stream: str) -> int | None:
+        asked.append(stream)
+        return 1 if len(asked) == 1 else known(stream)
+
+    catalog.known.clear()
+    catalog.cached_spread = once  # type: ignore[method-assign]
+    answers, _ = await rounds(server, post(), rounds=1)
+    assert answers[0].startswith(b"HTTP/1.1 201 ")
+    assert [stored.spread for stored in server.dispatcher.events()] == [1]
+    assert server.shortcut is not None
+    assert not server.shortcut.taken
+
+
+async def test_a_fault_of_the_short_way_is_answered(
+    servers: tuple[ProduceServer, ProduceServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*_: object) -> None:
+        raise RuntimeError("canary-in-an-exception")
+
+    monkeypatch.setattr("gateway.shortcut.build_one", faulty)
+    monkeypatch.setattr("gateway.produce.build_one", faulty)
+    answers = [await rounds(knowing(server.emptied()), post()) for server in servers]
+    assert answers[0] == answers[1]
+    assert [answer.split(b"\r\n", 1)[0] for answer in answers[0][0]] == [b"HTTP/1.1 500 Internal Server Error"] * ROUNDS
 
 
 async def test_a_stream_created_meanwhile_is_routed_anew(server: ProduceServer) -> None:

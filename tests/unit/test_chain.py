@@ -8,8 +8,10 @@ import pytest
 from gateway_rig import WAYS, Rig, problems, submit, take_way
 from model_nodes import event, eventually
 
-from gateway.submission import Chain
+from gateway.submission import Chain, Chunk, Queue, Submission
+from shared.clock import SystemClock
 from shared.errors import Overloaded
+from shared.records import Settlement
 
 WAIT = 20.0
 
@@ -85,3 +87,20 @@ async def test_a_refusal_holds_up_what_its_request_sends_later() -> None:
             await pending.wait()
         assert [problems(each) for each in waiting] == [["overloaded"], ["unavailable"], [""]]
         assert rig.log.values(0) == ["3"]
+
+
+async def test_the_rest_of_a_chunk_that_is_refused_is_told_at_once_and_holds_up_what_comes_later() -> None:
+    """The handoff that took its beginning may have been settled for that, and refused for others."""
+    chain, clock = Chain(), SystemClock()
+    submission = Submission(3, deadline=clock.monotonic() + WAIT, clock=clock, release=lambda _size: None, chain=chain)
+    queue = Queue()
+    queue.put(Chunk(submission, range(3), [event(name) for name in "123"], 3))
+    queue.take(clock.monotonic(), max_events=1, max_bytes=1 << 20).settle([Settlement()])
+    waiting = asyncio.ensure_future(submission.wait())
+    await asyncio.sleep(0)
+    queue.refuse_rest(Settlement(problem="overloaded"))
+    async with asyncio.timeout(WAIT / 2):
+        await waiting
+    assert problems(submission) == ["", "overloaded", "overloaded"]
+    assert chain.is_broken
+    assert not queue
