@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+import zlib
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -128,7 +129,7 @@ class FeedFile:
                 stripped = line.strip()
                 if stripped:
                     yield number, stripped
-        except (EOFError, OSError, gzip.BadGzipFile) as error:
+        except (EOFError, OSError, zlib.error) as error:
             raise StartError(f"the file cannot be read to its end: {error}") from error
 
 

@@ -22,6 +22,7 @@ from services.cli.feedfile import FeedFile, Mapper, UnusableLine, open_feed_file
 from services.cli.output import printable, run, talk, write_json, write_line
 from services.cli.progress import SendProgress
 from services.cli.sending import LineSource, Piece, Sender, Totals
+from shared.errors import StartError
 
 SHOWN_FAILURES = 10
 
@@ -156,12 +157,16 @@ class _StdinSource:
         self._rest = b""
         self._number = 0
         self._ended = False
+        self._failure = ""
         threading.Thread(target=self._read, name="stdin", daemon=True).start()
 
     def _read(self) -> None:
-        with suppress(RuntimeError, OSError):  # the loop has ended; nobody wants more
+        with suppress(RuntimeError):  # the loop has ended; nobody wants more
             while True:
-                chunk = os.read(sys.stdin.fileno(), 65_536)
+                try:
+                    chunk = os.read(sys.stdin.fileno(), 65_536)
+                except OSError as error:
+                    self._failure, chunk = error.strerror or str(error), b""
                 asyncio.run_coroutine_threadsafe(self._chunks.put(chunk), self._loop).result()
                 if not chunk:
                     return
@@ -178,6 +183,8 @@ class _StdinSource:
                 numbers = range(self._number + 1, self._number + 1 + len(events))
                 self._number += len(events)
                 return Piece(b"\n".join([*events, b""]), numbers)
+        if self._failure:
+            raise StartError(f"standard input cannot be read: {self._failure}")
         return None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -110,6 +110,8 @@ class Segment:
         self._bytes = len(first.data)
         self.at_end = False
         """The source has no more."""
+        self.failure: Exception | None = None
+        """What the source failed with, behind these lines."""
 
     async def body(self) -> AsyncIterator[bytes]:
         """The request body, from its first byte: what is there already, then what comes."""
@@ -125,10 +127,14 @@ class Segment:
 
     async def _fill(self) -> None:
         piece: Piece | None = None
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(IDLE):
                 piece = await self._source.next()
                 self.at_end = piece is None
+        except TimeoutError:
+            pass
+        except Exception as error:  # noqa: BLE001 -- raised by `Sender.send`; aiohttp would take it for the connection's
+            self.failure = error
         if piece is None:
             self._closed = True
             return
@@ -161,11 +167,13 @@ class Sender:
         self.totals = Totals()
 
     async def send(self, source: Source) -> None:
-        """Everything. Raises `Unavailable` when a segment cannot be settled in time, or what the gateway refused it
-        with."""
+        """Everything. Raises `Unavailable` when a segment cannot be settled in time, what the gateway refused it with,
+        or what the source failed with once all that came before it is confirmed."""
         while (first := await source.next()) is not None:
             segment = Segment(source, first)
             await self._settle_segment(segment)
+            if segment.failure is not None:
+                raise segment.failure
             if segment.at_end:
                 return
 
@@ -195,9 +203,12 @@ class Sender:
         params = {} if self._receipts else {"receipts": "errors"}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=ANSWER_TIMEOUT)
         headers = {"Content-Type": "application/x-ndjson"}
-        async with self._session.post(
-            self._url, params=params, data=segment.body(), headers=headers, timeout=timeout
-        ) as response:
+        async with AsyncExitStack() as stack:
+            # The head comes at once. aiohttp would wait for it without end while a server takes no more of the body.
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                response = await stack.enter_async_context(
+                    self._session.post(self._url, params=params, data=segment.body(), headers=headers, timeout=timeout)
+                )
             answer = _Answer()
             watch = asyncio.create_task(_abort_when_left(response), name="watch for the server's leaving")
             try:

@@ -11,6 +11,7 @@ import pytest
 import uvloop
 
 from services.cli.sending import LineSource, Piece, Sender
+from shared.errors import StartError, Unavailable
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n"
 SUMMARY = b'{"summary":{"stored":2,"duplicates":0,"failed":0}}\n'
@@ -109,3 +110,55 @@ async def test_segment_goes_again_as_soon_as_one_of_its_lines_failed() -> None:
         await sender.send(LineSource([(1, b"{}"), (2, b"{}")]))
     assert attempts == 2
     assert sender.totals.as_dict() == {"lines": 2, "stored": 2, "duplicates": 0, "failed": 0}
+
+
+async def test_server_that_takes_no_byte_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.cli.sending.ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr("services.cli.sending.GIVE_UP_AFTER", 0.1)
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()  # the kernel accepts, as for a process that is stopped
+    with listening:
+        async with (
+            asyncio.timeout(20),
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=small_buffers)) as session,
+        ):
+            sender = Sender(session, f"http://127.0.0.1:{listening.getsockname()[1]}/")
+            with pytest.raises(Unavailable, match="given up"):
+                await sender.send(LineSource([(number, b" " * 60_000) for number in range(100)]))
+
+
+class Damaged:
+    """A source that ends with an error."""
+
+    def __init__(self) -> None:
+        self._pieces = [Piece(b"{}\n", [1]), Piece(b"{}\n", [2])]
+
+    async def next(self) -> Piece | None:
+        if self._pieces:
+            return self._pieces.pop(0)
+        raise StartError("it cannot be read to its end")
+
+
+async def test_what_the_source_fails_with_is_raised_once_all_before_it_is_confirmed() -> None:
+    bodies: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD)
+        bodies.append(await reader.readuntil(b"\r\n0\r\n\r\n"))
+        writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(SUMMARY), SUMMARY))
+        await reader.read()
+        writer.close()
+
+    async with (
+        asyncio.timeout(20),
+        await asyncio.start_server(serve, "127.0.0.1", 0) as server,
+        aiohttp.ClientSession() as session,
+    ):
+        sender = Sender(session, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        with pytest.raises(StartError, match="to its end"):
+            await sender.send(Damaged())
+    assert len(bodies) == 1
+    assert (sender.totals.lines, sender.totals.retries) == (2, 0)
