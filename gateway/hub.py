@@ -49,6 +49,8 @@ class Hub:
 
     def __init__(self, settings: SseSettings, clock: Clock, telemetry: Telemetry) -> None:
         self._settings = settings
+        self.heartbeat = settings.heartbeat
+        """Seconds without a word after which a stream is told where it stands."""
         self._most = min(settings.max_subscribers, room().streams)
         self._clock = clock
         self._telemetry = telemetry
@@ -296,13 +298,11 @@ class Hub:
             self._again(view)
 
     def _sweep_slice(self, view: View, subscribers: Sequence[Subscriber]) -> tuple[int, bool]:
-        """One write to each that takes one: where the last of them stands, and whether any could take more.
-
-        The hottest loop there is: a delivery costs what stands here, and the kernel's part."""
+        """One write to each that takes one: where the last of them stands, and whether any could take more. The hottest
+        loop there is: a delivery costs what stands here, and the kernel's part."""
         low = end = view.end
         now, delivered, behind = self._clock.monotonic(), 0, False
-        at, form = -1, PLAIN
-        chunk, after, cursor, events = b"", 0, b"", 0
+        at, form, chunk, after, cursor, events = -1, PLAIN, b"", 0, b"", 0
         if view.window is not None:
             view.window.advance(view, now, self._settings.write_bytes)
         for subscriber in subscribers:
@@ -338,7 +338,7 @@ class Hub:
     # --- heartbeats, rotation, drain --------------------------------------------------------------
 
     async def _turn_forever(self) -> None:
-        tick = self._settings.heartbeat / SPOKES
+        tick = self.heartbeat / SPOKES
         while True:
             await asyncio.sleep(tick)
             due = self._wheel.turn()
@@ -356,7 +356,7 @@ class Hub:
             self.say_bye(subscriber, "rotate")
             return
         idle = now - subscriber.wrote
-        wait = self._settings.heartbeat - idle
+        wait = self.heartbeat - idle
         if wait > tick / 2:
             self._wheel.park(subscriber, round(wait / tick))
             return

@@ -63,18 +63,18 @@ class Run:
         """The next to be given out; None at the end."""
 
     async def step(self) -> bool:
-        """Give out the head and find the one behind it; False at the end."""
+        """Give out the head and look for the one behind it, on one more page at most. False: it may be further on."""
         if self.head is not None:
             self.next = _behind(self.head)
-        while True:
-            self.head = next(self._buffer, None)
-            if self.head is not None:
-                self.next = self.head.offset
-                return True
+        self.head = next(self._buffer, None)
+        if self.head is None:
             self.next = max(self._covered, self.next)
             if self._covered >= self.stop:
-                return False
+                return True
             await self._fill()
+            self.head = next(self._buffer, None)
+        self.next = max(self._covered, self.next) if self.head is None else self.head.offset
+        return self.head is not None or self._covered >= self.stop
 
     async def _fill(self) -> None:
         page = await self._pages.page(
@@ -113,8 +113,9 @@ class Run:
 
 async def merged(
     pages: Pages, selection: Selection, position: dict[int, int], stops: Mapping[int, int]
-) -> AsyncGenerator[Item, None]:
-    """The selection's records from ``position`` up to ``stops``, and in their places what history has lost.
+) -> AsyncGenerator[Item | None, None]:
+    """The selection's records from ``position`` up to ``stops``, and in their places what history has lost. None: on a
+    page there was nothing of it, and the looking goes on.
 
     ``position`` moves along: whenever the iterator rests, or has failed, everything below it has been given out or does
     not match, so reading can go on from there.
@@ -122,23 +123,27 @@ async def merged(
     runs: list[tuple[int, int, Run]] = []
     for partition, start in list(position.items()):
         run = Run(pages, selection, partition=partition, start=start, stop=max(stops[partition], start))
-        try:
-            await run.step()
-        finally:
-            position[partition] = run.next
+        while not await _step(run, position):
+            yield None
         if run.head is not None:
             runs.append((run.head.append_ms, partition, run))
     heapq.heapify(runs)
     while runs:
         _, partition, run = runs[0]
-        assert run.head is not None
-        position[partition] = _behind(run.head)
-        yield run.head
-        try:
-            more = await run.step()
-        finally:
-            position[partition] = run.next
-        if more:
+        head = run.head
+        assert head is not None
+        position[partition] = _behind(head)
+        yield head
+        while not await _step(run, position):
+            yield None
+        if run.head is not None:
             heapq.heapreplace(runs, (run.head.append_ms, partition, run))
         else:
             heapq.heappop(runs)
+
+
+async def _step(run: Run, position: dict[int, int]) -> bool:
+    try:
+        return await run.step()
+    finally:
+        position[run.partition] = run.next

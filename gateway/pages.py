@@ -92,6 +92,8 @@ class _Page:
         with suppress(_Spent):
             async with aclosing(merged(pages, self._selection, self._position, stops)) as records:
                 async for record in records:
+                    if record is None:
+                        continue
                     if isinstance(record, Missing):
                         self._gaps.append(loss(self._epoch, *record[:4]))
                         continue

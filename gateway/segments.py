@@ -20,6 +20,7 @@ from gateway.views import Selection, View
 from shared.errors import ServerError
 from shared.position import CursorWriter, cursor_after
 from shared.records import Record
+from shared.sse import cursor_block
 
 CHUNK_BYTES = 32 * 1024
 SEGMENT_BYTES = 512 * 1024
@@ -108,8 +109,17 @@ class Segment:
         gaps: list[str] = []
         size = total = 0
         cursor = b""
+        clock = asyncio.get_running_loop().time
+        due = clock() + self._hub.heartbeat
         async with aclosing(merged(pages, selection, position, self.target)) as records:
             async for record in records:
+                if record is None:
+                    if clock() >= due:  # nothing, or little, for so long: tell how far it was looked at, to go on there
+                        cursor = self._cursor_at(position, vector)
+                        yield Chunk(b"".join([*frames, cursor_block(cursor)]), cursor, dict(position), gaps)
+                        frames, size, gaps = [], 0, []
+                        due = clock() + self._hub.heartbeat
+                    continue
                 if isinstance(record, Missing):
                     gap = loss(self._hub.epoch, *record[:4])
                     frames.append(gap.block())
@@ -123,6 +133,7 @@ class Segment:
                     total += size
                     yield Chunk(b"".join(frames), cursor, dict(position), gaps)
                     frames, size, gaps = [], 0, []
+                    due = clock() + self._hub.heartbeat
                     if total >= SEGMENT_BYTES:
                         return
         self.reaches_view = True
@@ -133,6 +144,13 @@ class Segment:
         if not self._selection.vector:
             return cursor_after(self._hub.epoch, record.partition, record.offset).encode()
         vector.advance(record.partition, record.offset + 1)
+        return vector.bytes()
+
+    def _cursor_at(self, position: Mapping[int, int], vector: CursorWriter) -> bytes:
+        if not self._selection.vector:
+            return CursorWriter(self._hub.epoch, position).bytes()
+        for partition, offset in position.items():
+            vector.advance(partition, offset)
         return vector.bytes()
 
 

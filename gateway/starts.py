@@ -29,6 +29,8 @@ MAX_LAST = 10_000
 """Largest N of ``from=-N``."""
 CATCH_UP_TIMEOUT = 5.0
 """Seconds a subscription waits for this gateway's feed to reach where the client already was."""
+LOOK_BACK = 5.0
+"""Seconds in which ``from=-N`` looks back for events that a filter lets through; older ones are not found then."""
 _BACK_RECORDS = 512
 _BACK_BYTES = 256 * 1024
 _POLL = 0.01
@@ -179,20 +181,25 @@ class _Placing:
     # --- the last N -------------------------------------------------------------------------------
 
     async def last(self, count: int) -> dict[int, int]:
-        """The last ``count`` records of one stream that the selection lets through."""
+        """The last ``count`` records of one stream that the selection lets through, or those of them that are found
+        within `LOOK_BACK`."""
         selection = self._selection
         if selection.patterns or len(selection.streams) != 1:
             raise InvalidFrom("-N needs exactly one stream, without wildcards")
         start = await self.ends()
         found: list[tuple[int, int, int]] = []
+        clock, left = self._context.clock, len(start)
+        end = clock.monotonic() + LOOK_BACK
         for partition, stop in start.items():
-            found += await self._last_of(partition, stop, count)
+            now = clock.monotonic()
+            found += await self._last_of(partition, stop, count, deadline=now + (end - now) / left)
+            left -= 1
         # What one partition holds of the last N overall is its own tail, so its smallest chosen offset is its start.
         for _, partition, offset in sorted(found, reverse=True)[:count]:
             start[partition] = offset
         return start
 
-    async def _last_of(self, partition: int, stop: int, count: int) -> list[tuple[int, int, int]]:
+    async def _last_of(self, partition: int, stop: int, count: int, *, deadline: float) -> list[tuple[int, int, int]]:
         """(append time, partition, offset) of its last matching records, newest first."""
         wanted = self._selection.filter
         found: list[tuple[int, int, int]] = []
@@ -209,6 +216,8 @@ class _Placing:
             if page.next >= stop:  # the node that answered has nothing to say about this range
                 raise Unavailable("the node is behind the log", retry_after=1)
             stop = page.next
+            if wanted and self._context.clock.monotonic() >= deadline:
+                break
         return found[:count]
 
     # --- cursors ----------------------------------------------------------------------------------
@@ -244,6 +253,8 @@ class _Placing:
         return Start(start.next, (*lost, *start.gaps))
 
     async def _continued(self, named: Mapping[int, int]) -> Start:
+        # A log that was made anew may have fewer partitions.
+        named = {partition: at for partition, at in named.items() if partition < self._context.router.partitions}
         start = {partition: named[partition] for partition in self._selection.partitions if partition in named}
         gaps = [*await self._not_beyond_the_end(start), *await self._not_below_the_start(start)]
         missing = [partition for partition in self._selection.partitions if partition not in named]

@@ -20,7 +20,7 @@ from gateway.views import Selection
 from shared.clock import SystemClock
 from shared.errors import Unavailable
 from shared.filters import parse_filter
-from shared.position import Epoch
+from shared.position import Cursor, Epoch
 from shared.records import HistoryPage, PageQuery
 from shared.settings import SseSettings
 from shared.sse import DEFAULT_SHAPE
@@ -137,6 +137,36 @@ async def test_long_history_is_shared_piece_by_piece(size: int, monkeypatch: pyt
         for number, reader in enumerate(readers):
             assert reader.ids == list(range(number % 3, FULL))
         assert len(pages.kept) <= segments.KEPT
+
+
+NOTHING_OF_IT = Selection(
+    ("orders",), (), parse_filter('[{"exact":{"type":"nothing-has-this"}}]'), DEFAULT_SHAPE, (0,), False
+)
+
+
+async def test_a_long_search_tells_how_far_it_has_come_and_goes_on_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that matches for a long time: a proxy would take the stream for dead, and it would begin anew."""
+    monkeypatch.setattr("gateway.merging.PAGE_RECORDS", 10)
+    async with world() as (hub, pages):
+        hub.heartbeat = 0.0
+        reader = Reader(hub)
+        replay = Replay(
+            hub,
+            pages,
+            selection=NOTHING_OF_IT,
+            subscriber=reader.subscriber,
+            start={0: 0},  # type: ignore[arg-type]
+        )
+        places = []
+        async for chunk in replay.chunks():
+            reader.parser.feed(chunk)
+            if reader.parser.last_id:
+                cursor = Cursor.decode(reader.parser.last_id)
+                assert cursor.next == replay.position
+                places.append(cursor.next[0])
+        assert places == list(range(10, FULL, 10))
+        assert {event.name for event in reader.parser.events} == {"cdrs.cursor"}
+        assert reader.subscriber.live
 
 
 async def test_where_the_reader_in_front_leaves_another_one_goes_on() -> None:

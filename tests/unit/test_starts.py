@@ -90,6 +90,8 @@ class Log:
             for partition in (0, 1)
         }
         self.asked: list[str] = []
+        self.now = 0.0
+        self.page_takes = 0.0
 
     async def ends(self) -> Mapping[int, int]:
         self.asked.append("ends")
@@ -111,6 +113,7 @@ class Log:
 
     async def page(self, query: PageQuery) -> HistoryPage:
         assert query.backwards
+        self.now += self.page_takes
         found = [
             r
             for r in reversed(self.records[query.partition])
@@ -123,6 +126,7 @@ class Log:
 class Nodes:
     def __init__(self, link: Any) -> None:
         self.epoch = EPOCH
+        self.partitions = 2
         self._handles = [NodeHandle(Member("n", "1", "node", "", "", "", 1.0), link)]
 
     def any(self) -> NodeHandle:
@@ -146,7 +150,7 @@ def context(log: Log, *, fed: Mapping[int, int] | None = None) -> Any:
         if end:
             ring.extend(batch(*log.records[partition][max(end - 3, 0) : end], partition=partition))
     hub = SimpleNamespace(started=True, vector=SimpleNamespace(next=reached), rings=rings)
-    clock = SimpleNamespace(unix_ms=lambda: 12_000)
+    clock = SimpleNamespace(unix_ms=lambda: 12_000, monotonic=lambda: log.now)
     return SimpleNamespace(router=Nodes(log), hub=hub, history=log, clock=clock)
 
 
@@ -194,6 +198,17 @@ async def test_the_last_n_count_what_the_filter_lets_through() -> None:
     assert (await resolve_start(context(Log()), chosen, From("last", 1))).next == {0: 6}
     assert (await resolve_start(context(Log()), chosen, From("last", 2))).next == {0: 2}
     assert (await resolve_start(context(Log()), chosen, From("last", 3))).next == {0: 2}
+
+
+@pytest.mark.parametrize(("takes", "ids", "expected"), [(2, "26", 2), (9, "26", 6), (9, "2", 10)])
+async def test_looking_back_for_what_a_filter_lets_through_is_bounded(takes: float, ids: str, expected: int) -> None:
+    """A page has two records here. What was found in time is shown."""
+    log = Log()
+    log.page_takes = takes
+    wanted = f'[{{"any":[{",".join(f"""{{"exact":{{"id":"0-{number}"}}}}""" for number in ids)}]}}]'
+    chosen = selection("a", partitions=(0,), wanted=wanted)
+    assert (await resolve_start(context(log), chosen, From("last", 2))).next == {0: expected}
+    assert (await resolve_start(context(log), selection("a", partitions=(0,)), From("last", 4))).next == {0: 2}
 
 
 async def test_the_last_n_of_a_spread_stream_are_the_last_overall() -> None:
@@ -360,6 +375,15 @@ async def test_a_cursor_that_names_nothing_of_the_selection_is_told() -> None:
     start = await resolve_start(context(Log()), selection("a", partitions=(0,)), From("latest"), cursor)
     assert start.next == {0: 5}
     assert start.gaps == (Gap("not-in-cursor", Cursor(EPOCH, {0: 5}).encode()),)
+
+
+async def test_a_cursor_that_names_a_partition_that_is_not_there_is_told() -> None:
+    """Of a log that was made anew with fewer partitions, or made up."""
+    start = await resolve_start(
+        context(Log()), selection("a", partitions=(0,)), From("latest"), Cursor(EPOCH, {40: 5}).encode()
+    )
+    assert start.next == {0: 0}
+    assert [gap.reason for gap in start.gaps] == ["not-in-cursor"]
 
 
 async def test_a_cursor_may_name_more_than_is_asked_for() -> None:
