@@ -151,9 +151,7 @@ class BaseLane(ABC):
     def close(self) -> None:
         """Refuse what waits."""
         while self._queue:
-            batch = Batch([self._queue.popleft()])
-            batch.fail(Unavailable("the node is stopping"))
-            self._over(batch)
+            self._fail(self._queue.popleft(), Unavailable("the node is stopping"))
 
     @abstractmethod
     def observe(self, records: Sequence[Record], verdicts: Sequence[Verdict] | None) -> None:
@@ -170,6 +168,12 @@ class BaseLane(ABC):
                 break
             taken.append(self._queue.popleft())
         return taken
+
+    def _fail(self, handoff: Waiting, error: CdrsError) -> None:
+        """Nothing of this handoff was stored, and nothing will be."""
+        batch = Batch([handoff])
+        batch.fail(error)
+        self._over(batch)
 
     def _over(self, batch: Batch) -> None:
         """Nothing more will come of this batch."""
@@ -216,8 +220,7 @@ class Lane(BaseLane):
             if len(handoffs) > 1:
                 # Nothing was stored because of one of them; the others need not suffer for it.
                 self._detach(batch)
-                for handoff in handoffs:
-                    await self._store([handoff])
+                await self._store_each(handoffs)
                 return
             batch.fail(error)
             self._over(batch)
@@ -228,3 +231,13 @@ class Lane(BaseLane):
             batch.fail(OutcomeUnknown("the node failed while it stored the events"))
             self._over(batch)
             raise
+
+    async def _store_each(self, handoffs: Sequence[Waiting]) -> None:
+        """One after the other. Where one ends all of it, those behind it are told."""
+        waiting = deque(handoffs)
+        try:
+            while waiting:
+                await self._store([waiting.popleft()])
+        finally:
+            for handoff in waiting:
+                self._fail(handoff, Unavailable("the node failed before it came to these events", retry_after=1.0))

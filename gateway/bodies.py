@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
@@ -21,6 +22,7 @@ from shared.errors import (
     InvalidAttribute,
     InvalidIdempotencyKey,
     InvalidKey,
+    Overloaded,
     PayloadTooLarge,
     RequestTimeout,
     ReservedField,
@@ -32,6 +34,8 @@ from shared.validation import MediaType, check_idempotency_key, check_key, parse
 
 SMALL_BODY = 64 * 1024
 """A body up to here that nobody wants to read is discarded; with a larger one the connection is closed."""
+MAX_BODIES_BYTES = 128 * 1024 * 1024
+"""Of all bodies of events and batches that are being read, or were and are not answered yet."""
 
 CURL_HINT = 'send JSON, for example: curl --json \'{"hello":"world"}\' http://HOST:PORT/v1/streams/STREAM/events'
 
@@ -224,11 +228,46 @@ class ClientGoneError(Exception):
     """The client left, or cut its body short; there is nobody to answer."""
 
 
-async def read_body(receive: Receive, framing: Framing, *, limit: int, timeout: float, is_batch: bool = False) -> bytes:
-    """The whole body.
+class BodyRoom:
+    """Memory of one process for bodies that are being read, and for those that are here until they are answered."""
+
+    def __init__(self, limit: int = MAX_BODIES_BYTES) -> None:
+        self._limit = limit
+        self.taken = 0
+        """Bytes."""
+
+    @contextmanager
+    def share(self) -> Generator[Callable[[int], None]]:
+        """For one request: call this with the size of each part that has come. It raises `Overloaded` where that is too
+        much for all of them together."""
+        own = 0
+
+        def take(size: int) -> None:
+            nonlocal own
+            if self.taken and self.taken + size > self._limit:
+                raise Overloaded("too many bodies are being read", retry_after=1)
+            self.taken += size
+            own += size
+
+        try:
+            yield take
+        finally:
+            self.taken -= own
+
+
+async def read_body(
+    receive: Receive,
+    framing: Framing,
+    *,
+    limit: int,
+    timeout: float,
+    take: Callable[[int], None],
+    is_batch: bool = False,
+) -> bytes:
+    """The whole body; ``take`` is told of each part (`BodyRoom.share`).
 
     Raises `PayloadTooLarge` (`BatchTooLarge`) before a byte is read where the length says so, else once the limit is
-    crossed; `RequestTimeout` after ``timeout`` seconds without a byte; `ClientGoneError`.
+    crossed; `RequestTimeout` after ``timeout`` seconds without a byte; `Overloaded`; `ClientGoneError`.
     """
     too_large = BatchTooLarge if is_batch else PayloadTooLarge
     detail = f"{'a batch' if is_batch else 'an event'} has at most {limit} bytes"
@@ -241,6 +280,7 @@ async def read_body(receive: Receive, framing: Framing, *, limit: int, timeout: 
         size += len(body)
         if size > limit:
             raise too_large(detail, limit=limit)
+        take(len(body))
         if not more and not parts:
             return body
         parts.append(body)

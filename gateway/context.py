@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+from gateway.bodies import BodyRoom
 from gateway.turnstile import Turnstile
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class GatewayContext:
     """Where new subscriptions wait when many come at once."""
     builders: Turnstile = field(default_factory=lambda: Turnstile(BATCHES_A_TURN))
     """Where batches wait for being taken apart when many come at once."""
+    bodies: BodyRoom = field(default_factory=BodyRoom)
+    """Room for what producers send."""
     draining: bool = False
     """The process is about to leave: /readyz says so, new subscriptions are sent elsewhere."""
     missing: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -46,9 +46,16 @@ async def produce_many(request: Request) -> Response:
 async def produce(request: Request, stream: str | None) -> Response:
     """Take what a request brings into one stream, or where None into those that its events name."""
     context = GatewayContext.of(request)
+    with context.bodies.share() as take:
+        return await _produce(request, context, stream, take)
+
+
+async def _produce(
+    request: Request, context: GatewayContext, stream: str | None, take: Callable[[int], None]
+) -> Response:
     started = context.clock.monotonic()
     try:
-        intake = await _read(request, context, stream)
+        intake = await _read(request, context, stream, take)
     except ClientGoneError:
         return Response(status_code=400)  # goes nowhere
     except CdrsError as error:
@@ -87,7 +94,9 @@ class _Intake:
     builder: EventBuilder
 
 
-async def _read(request: Request, context: GatewayContext, stream: str | None) -> _Intake | NdjsonResponse:
+async def _read(
+    request: Request, context: GatewayContext, stream: str | None, take: Callable[[int], None]
+) -> _Intake | NdjsonResponse:
     """Read a request; NDJSON is read as it is answered."""
     if stream is not None:
         check_stream(stream, writable=True)
@@ -114,6 +123,7 @@ async def _read(request: Request, context: GatewayContext, stream: str | None) -
         head.framing,
         limit=settings.max_batch_bytes if is_batch else settings.max_event_bytes,
         timeout=settings.body_timeout,
+        take=take,
         is_batch=is_batch,
     )
     builder.accepted_ms = context.clock.unix_ms()

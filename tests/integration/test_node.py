@@ -170,6 +170,26 @@ async def test_a_defect_under_an_append_is_an_unknown_outcome_and_no_end(
     assert "lane 0 failed" in caplog.text
 
 
+async def test_what_waits_behind_a_handoff_that_fails_is_answered_and_forgotten() -> None:
+    """The joined batch is refused, and then, one by one, the first of it ends the lane's task."""
+    log = ModelLog(decides_identity=False)
+    async with running_node(log) as node:
+        log.open_for_appends.clear()
+        tasks = [asyncio.ensure_future(node.append(log.epoch, 0, events([0]), timeout=TIMEOUT))]
+        await until(lambda: log.begun == 1)
+        tasks += [
+            asyncio.ensure_future(node.append(log.epoch, 0, events([number]), timeout=60)) for number in (1, 2, 3)
+        ]
+        await until(lambda: node.load().in_flight == 4)
+        log.append_errors += [None, StaleStream("joined"), ZeroDivisionError()]
+        log.open_for_appends.set()
+        async with asyncio.timeout(TIMEOUT):
+            answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(answer) for answer in answers[1:]] == [OutcomeUnknown, Unavailable, Unavailable]
+        assert node._ingest.fullness == 0  # pyright: ignore[reportPrivateUsage]
+        await node.append(log.epoch, 0, events([3]), timeout=TIMEOUT)
+
+
 async def test_one_gateway_with_stale_settings_does_not_hurt_the_others(log: ModelLog) -> None:
     async with running_node(log) as node:
         log.open_for_appends.clear()

@@ -22,7 +22,7 @@ from shared.backends.http import link as http_link
 from shared.backends.http.link import HttpNodeLink
 from shared.backends.http.messages import FEED, HANDOFF, MAX_CALL, FeedRequest, HandoffAnswer, HandoffRequest
 from shared.errors import CdrsError, LinkBroken, OutcomeUnknown
-from shared.records import Duplicate, FeedBatch, NewEvent, Settlement
+from shared.records import Duplicate, FeedBatch, HistoryPage, NewEvent, PageQuery, Settlement
 from shared.telemetry import Telemetry
 from shared.wire import WireError, decode, encode, frame
 
@@ -149,6 +149,29 @@ async def test_more_than_one_request_takes_goes_in_several(log: ModelLog, monkey
         await until(lambda: len(answers.came) == 3)
         assert all(isinstance(outcome, list) for _, outcome in answers.came)
         assert [len(log.records[p]) for p in range(3)] == [2, 2, 2]
+
+
+async def test_questions_about_the_past_leave_room_for_handoffs_and_signs_of_life(
+    log: ModelLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a gateway has died its crowd asks for pages at another one, more than there are connections."""
+    may_answer, came = asyncio.Event(), 0
+
+    async def slow(_query: PageQuery) -> HistoryPage:
+        nonlocal came
+        came += 1
+        await may_answer.wait()
+        return HistoryPage([], 0)
+
+    async with running_node(log) as node:
+        monkeypatch.setattr(node, "page", slow)
+        async with served(node) as url, HttpNodeLink(url) as link, asyncio.TaskGroup() as group:
+            asked = [group.create_task(link.page(PageQuery(0, 0, 1, 1, 1))) for _ in range(150)]
+            await until(lambda: came == 100 - http_link.KEPT_CONNECTIONS)
+            assert len(await link.append(log.epoch, 0, events([0]), timeout=TIMEOUT)) == 1
+            assert (await link.info()).epoch == log.epoch
+            assert not any(task.done() for task in asked)
+            may_answer.set()
 
 
 async def test_a_feed_that_is_not_read_costs_nobody_anything(log: ModelLog) -> None:

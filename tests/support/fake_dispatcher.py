@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.bodies import BodyRoom
 from gateway.submission import Chain
 from gateway.turnstile import Turnstile
 from shared.clock import SystemClock
@@ -143,6 +144,7 @@ class FakeContext:
     catalog: FakeCatalog = field(default_factory=FakeCatalog)
     dispatcher: FakeDispatcher = field(default_factory=FakeDispatcher)
     builders: Turnstile = field(default_factory=lambda: Turnstile(1))
+    bodies: BodyRoom = field(default_factory=BodyRoom)
 
     def ingested(self, result: str) -> float:
         text = self.telemetry.render()[0].decode()

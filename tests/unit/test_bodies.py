@@ -8,9 +8,18 @@ from typing import Any
 
 import pytest
 
-from gateway.bodies import BodyKind, ClientGoneError, Framing, decode_header, read_body, read_framing, read_head
+from gateway.bodies import (
+    BodyKind,
+    BodyRoom,
+    ClientGoneError,
+    Framing,
+    decode_header,
+    read_body,
+    read_framing,
+    read_head,
+)
 from gateway.ndjson import LineCutter
-from shared.errors import BatchTooLarge, CdrsError, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from shared.errors import BatchTooLarge, CdrsError, Overloaded, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 
 UNKNOWN = Framing(None, is_chunked=True, expects_continue=False)
 
@@ -72,23 +81,43 @@ def test_framing() -> None:
     assert read_framing([]).may_be_skipped
 
 
+def unbounded(_size: int) -> None:
+    """Room for everything."""
+
+
 async def test_a_body_in_parts() -> None:
     receive = receiving(part(b"a"), part(b""), part(b"b"), part(b"c", more=False))
-    assert await read_body(receive, UNKNOWN, limit=3, timeout=1) == b"abc"
+    assert await read_body(receive, UNKNOWN, limit=3, timeout=1, take=unbounded) == b"abc"
 
 
 async def test_the_limit_with_and_without_a_length() -> None:
     with pytest.raises(PayloadTooLarge):
-        await read_body(receiving(), Framing(4, is_chunked=False, expects_continue=False), limit=3, timeout=1)
+        await read_body(
+            receiving(), Framing(4, is_chunked=False, expects_continue=False), limit=3, timeout=1, take=unbounded
+        )
     with pytest.raises(BatchTooLarge):
-        await read_body(receiving(part(b"ab"), part(b"cd")), UNKNOWN, limit=3, timeout=1, is_batch=True)
+        await read_body(receiving(part(b"ab"), part(b"cd")), UNKNOWN, limit=3, timeout=1, take=unbounded, is_batch=True)
 
 
 async def test_silence_and_disconnect() -> None:
     with pytest.raises(RequestTimeout):
-        await read_body(receiving(part(b"a")), UNKNOWN, limit=9, timeout=0.01)
+        await read_body(receiving(part(b"a")), UNKNOWN, limit=9, timeout=0.01, take=unbounded)
     with pytest.raises(ClientGoneError):
-        await read_body(receiving(part(b"a"), {"type": "http.disconnect"}), UNKNOWN, limit=9, timeout=1)
+        await read_body(receiving(part(b"a"), {"type": "http.disconnect"}), UNKNOWN, limit=9, timeout=1, take=unbounded)
+
+
+async def test_all_bodies_together_are_bounded_for_as_long_as_they_are_here() -> None:
+    room = BodyRoom(limit=10)
+    with room.share() as first:
+        await read_body(receiving(part(b"12345678", more=False)), UNKNOWN, limit=100, timeout=1, take=first)
+        with room.share() as second, pytest.raises(Overloaded):
+            await read_body(receiving(part(b"12"), part(b"3")), UNKNOWN, limit=100, timeout=1, take=second)
+        assert room.taken == 8
+        with room.share() as third:
+            third(2)
+    assert room.taken == 0
+    with room.share() as alone:
+        alone(11)  # one always gets in
 
 
 def test_lines_whatever_the_pieces() -> None:

@@ -36,6 +36,9 @@ READ_BUFFER = 512 * 1024
 LARGE_BODY = 1024 * 1024
 TOGETHER_BYTES = 4 * 1024 * 1024
 """What the events of several partitions are put into one request up to; a larger handoff has a request of its own."""
+KEPT_CONNECTIONS = 40
+"""Of all connections, those that questions about the past leave to handoffs, feeds and signs of life: a crowd that
+comes back must not hold these up."""
 ANSWER_SHARE = 0.9
 """How much of a handoff's timeout the node gets; the rest is for its answer to arrive."""
 
@@ -77,6 +80,7 @@ class HttpNodeLink:
         self._feed_timeout = feed_timeout
         self._max_connections = max_connections
         self._session: aiohttp.ClientSession | None = None
+        self._questions = asyncio.Semaphore(max(max_connections - KEPT_CONNECTIONS, 1))
         self._feeding: set[aiohttp.ClientResponse] = set()
         self._handing: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -186,7 +190,7 @@ class HttpNodeLink:
 
     async def info(self) -> NodeInfo:
         """`History.info`."""
-        return await self._call("info", _node_info)
+        return self._decoded(_node_info, await self._post(CALL + "info", encode(()), self._call_timeout))
 
     async def ends(self) -> Mapping[int, int]:
         """`History.ends`."""
@@ -225,7 +229,8 @@ class HttpNodeLink:
         return await self._call("create_stream", _created, name, spread)
 
     async def _call(self, name: str, result: msgspec.msgpack.Decoder[T], *arguments: object) -> T:
-        body = await self._post(CALL + name, encode(arguments), self._call_timeout)
+        async with self._questions:
+            body = await self._post(CALL + name, encode(arguments), self._call_timeout)
         return self._decoded(result, body)
 
     async def _post(self, path: str, body: bytes, timeout: float) -> bytes:
