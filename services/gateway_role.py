@@ -44,6 +44,10 @@ DOOR_PATIENCE = 2.0
 """Seconds that clients wait at the door of a gateway which has not reached a node yet. Then they are let in to hear it
 from the gateway itself."""
 
+FIRST_PAUSE = 0.02
+LONGEST_PAUSE = 2.0
+"""Seconds between two attempts at beginning the feed; each pause is twice the one before."""
+
 NEW_EPOCH_DRAIN = 1.0
 """Seconds in which streams are ended when the log has moved to another epoch."""
 
@@ -177,16 +181,21 @@ class GatewayRole:
 
     async def _follow(self) -> None:
         context = self.context
+        pause = FIRST_PAUSE
         while not self._hub.started:
             if not await context.router.ready(READY_TIMEOUT):
                 continue
-            with suppress(CdrsError):
+            try:
                 epoch, link = context.router.epoch, context.router.any().link
                 positions = await link.ends()
                 recent = await latest(link, positions, self._settings.sse.warm_records)
                 self._hub.start(epoch, positions, recent)
                 self._started.set()
                 self._open_door.set()
+            except CdrsError as error:  # nodes that live without their log refuse at once
+                logger.debug("the feed cannot begin yet: %s", error)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
         try:
             await context.feeds.run(self._hub.vector.next)
         except* StaleEpoch as found:

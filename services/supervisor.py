@@ -63,7 +63,7 @@ class Child:
 
 def restart_delay(deaths: int) -> float:
     """Seconds to wait before the next start, after this many deaths in a row."""
-    return min(FIRST_RESTART * 2.0 ** (deaths - 1), LAST_RESTART)
+    return min(FIRST_RESTART * 2.0 ** min(deaths - 1, 30), LAST_RESTART)
 
 
 class Supervisor:
@@ -151,7 +151,13 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
-            code = await self._live(child)
+            code: int | str
+            try:
+                code = await self._live(child)
+            except OSError as error:  # no memory, or no process to be had: the others live on meanwhile
+                if not child.ready.is_set():
+                    raise StartError(f"{child.name} could not start: {error}") from error
+                code = str(error)
             if self._draining:
                 return
             if code == EXIT_START_ERROR and not child.ready.is_set():

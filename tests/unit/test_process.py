@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
 import os
 import socket
@@ -12,7 +14,7 @@ import pytest
 from services.listening import is_loopback, listening, port_owner, require_loopback, require_url, url_of
 from services.process import LineFormatter, RepeatFilter, usable_cpus
 from services.roles import member_of
-from services.supervisor import restart_delay
+from services.supervisor import Child, Supervisor, restart_delay
 from shared.errors import StartError
 from shared.settings import NodeSettings, Settings
 
@@ -54,6 +56,33 @@ def test_cpus_by_a_quota_of_cgroup_v1(tmp_path: Path) -> None:
 
 def test_restarts_wait_1_s_doubling_to_30() -> None:
     assert [restart_delay(deaths) for deaths in range(1, 8)] == [1, 2, 4, 8, 16, 30, 30]
+    assert restart_delay(100_000) == 30
+
+
+async def test_a_child_that_cannot_be_started_again_for_a_while_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory has run out, for example, and the kernel has ended one of them for it."""
+    monkeypatch.setattr("services.supervisor.FIRST_RESTART", 0.0)
+    supervisor = Supervisor(Settings(), {}, doors=[], nodes=1, restart=True)
+    lives = 0
+    third = asyncio.Event()
+
+    async def live(child: Child) -> int:
+        nonlocal lives
+        lives += 1
+        if lives == 2:
+            raise OSError(errno.EAGAIN, "no process to be had")
+        if lives == 3:
+            third.set()
+            await asyncio.get_running_loop().create_future()
+        child.ready.set()
+        return -9
+
+    monkeypatch.setattr(supervisor, "_live", live)
+    keeping = asyncio.ensure_future(supervisor._keep(supervisor.nodes[0]))  # pyright: ignore[reportPrivateUsage]
+    async with asyncio.timeout(10):
+        await third.wait()
+    assert not keeping.done()
+    keeping.cancel()
 
 
 def test_a_log_entry_is_one_line() -> None:

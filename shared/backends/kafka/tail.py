@@ -24,6 +24,9 @@ WATCH_INTERVAL: Final = 1.0
 AHEAD_INTERVAL: Final = 0.05
 """Seconds between two looks at whether the log has reached a position beyond its end."""
 
+RECONNECT: Final = 0.5
+"""Seconds between two attempts at reaching brokers of whom none has answered for long."""
+
 COURTESY: Final = 0.1
 """Seconds that one partition's records wait for those of others to arrive."""
 
@@ -68,7 +71,9 @@ class KafkaTail:
         """Partition that the last poll did not read to the end of what had arrived."""
         self._was_patient = False
         """Whether other partitions than the last were waited for in vain."""
-        self._watched_at = self._loop.time()
+        self._watched_at = self._answered_at = self._loop.time()
+        self._is_lost = False
+        """No broker has answered for so long that the consumer was given up."""
         for partition, offset in positions.items():
             self.seek(partition, offset)
 
@@ -76,7 +81,13 @@ class KafkaTail:
         """See `LogTail.poll`."""
         deadline = self._loop.time() + timeout
         while True:
-            client = await self._connect()
+            try:
+                client = await self._connect()
+            except Unavailable:
+                if not self._is_lost:
+                    raise
+                await asyncio.sleep(RECONNECT)
+                return []
             now = self._loop.time()
             batches = await self._read(client, max_records, min(max(deadline - now, 0), self._patience()))
             if batches:
@@ -122,6 +133,7 @@ class KafkaTail:
         if self._client is None:
             self._is_assigned = False
             self._client = await start_consumer(self._connection)
+            self._answered_at, self._is_lost = self._loop.time(), False
         if not self._is_assigned:
             self._client.assign(self._positions)
             self._ahead.clear()
@@ -185,9 +197,13 @@ class KafkaTail:
             self._last = None
         left = max_records - sum(map(len, found.values()))
         if left > 0:
-            for partition, raws in (
-                await client.fetched((), max_records=left, timeout=0 if found else timeout)
-            ).items():
+            more: Mapping[int, Sequence[RawRecord]] = {}
+            try:
+                more = await client.fetched((), max_records=left, timeout=0 if found else timeout)
+            except (*CLIENT_ERRORS, *PARSE_ERRORS):
+                if not found:  # else the client is past what it gave, which must not be lost; it will say it again
+                    raise
+            for partition, raws in more.items():
                 found[partition] = [*found[partition], *raws] if partition in found else raws
         if sum(map(len, found.values())) >= max_records:
             self._last = next(reversed(found))
@@ -208,7 +224,7 @@ class KafkaTail:
 
     def _batch(self, partition: int, start: int, following: int, records: list[Record]) -> LogBatch:
         self._positions[partition] = following
-        self._moved[partition] = self._loop.time()
+        self._moved[partition] = self._answered_at = self._loop.time()
         self._progress.read(partition, following, self._decoders[partition].append_ms)
         return LogBatch(partition, start, following, records)
 
@@ -301,8 +317,13 @@ class KafkaTail:
         self._watched_at = now
         try:
             ends = await self._inquirer.recent_ends(AHEAD_INTERVAL if self._ahead else WATCH_INTERVAL)
+            self._answered_at = now
         except Unavailable as error:
             _logger.debug("%s", error)
+            if now - self._answered_at > self._connection.settings.replace_after:
+                # With nobody to talk to the client tries all brokers twenty times a second for each partition.
+                await self._replace("no broker answers")
+                self._is_lost = True
             return []
         if self._client is None:
             return []
