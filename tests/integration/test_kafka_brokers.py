@@ -162,6 +162,20 @@ async def test_without_a_quorum_it_is_refused_and_heals(brokers: EngineSet, log:
     assert load.errors[OutcomeUnknown] == PARTITIONS
 
 
+async def test_where_no_broker_answers_the_reader_is_given_up_and_made_again(
+    brokers: EngineSet, log: KafkaLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its client would try them all a hundred times a second, for as long as it takes."""
+    load = Load(log)
+    names = [f"kafka-{number}" for number in (1, 2, 3)]
+    async with load.running():
+        await brokers.run("kill", *names)
+        await until(lambda: "is replaced: no broker answers" in caplog.text)
+        await brokers.run("start", *names)
+    print(f"no broker at all: {load}, {load.check()} copies")
+    assert caplog.text.count("is replaced: no broker answers") == 1
+
+
 async def test_what_can_be_trimmed_is_while_a_partition_has_no_leader(brokers: EngineSet) -> None:
     topics = KafkaTopics(brokers.url("kafka"))
     address, settings = parse_kafka_url(topics.url, topics.settings())
