@@ -239,12 +239,13 @@ class BodyRoom:
     @contextmanager
     def share(self) -> Generator[Callable[[int], None]]:
         """For one request: call this with the size of each part that has come. It raises `Overloaded` where that is too
-        much for all of them together."""
+        much for all of them together, but never for a `SMALL_BODY`: a few that come slowly must not lock all others out.
+        """
         own = 0
 
         def take(size: int) -> None:
             nonlocal own
-            if self.taken and self.taken + size > self._limit:
+            if own + size > SMALL_BODY and self.taken > own and self.taken + size > self._limit:
                 raise Overloaded("too many bodies are being read", retry_after=1)
             self.taken += size
             own += size

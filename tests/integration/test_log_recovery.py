@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import shutil
@@ -17,10 +18,11 @@ from sse_socket import Subscriber, data_of
 
 from shared.backends.embedded.marks import Mark, check_mark, marked, read_mark, write_mark
 from shared.backends.embedded.recovery import check_log, recover_log
+from shared.backends.embedded.salvage import Salvage
 from shared.errors import StartError
 from shared.position import Cursor, Epoch
 from shared.records import Expiry, FormerEpoch, PageQuery, Record
-from shared.recovered import Recovery
+from shared.recovered import Findings, Recovery
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -118,7 +120,7 @@ async def goes_on(log: Any, store: Any, records: dict[int, list[Record]]) -> Non
         there = {record.offset for record in page.records}
         end = (await log.ends())[partition]
         for record in random.Random(1).sample(were, 5):
-            sent = event(json.loads(record.value)["id"], stream=record.stream, data=b"other")
+            sent = event(json.loads(record.value)["id"], stream=record.stream, data=b'"other"')
             (answer,) = await log.append(partition, [sent], base=0)
             if record.offset in there:
                 assert (answer.offset, answer.same_body) == (record.offset, False)
@@ -130,6 +132,93 @@ async def goes_on(log: Any, store: Any, records: dict[int, list[Record]]) -> Non
         assert [r.offset for r in await read(log, partition, start=end)] == list(
             range(end, (await log.ends())[partition])
         )
+
+
+def change(folder: Path, statement: str) -> None:
+    """One table as a torn copy may have it, each sound in itself."""
+    db = apsw.Connection(str(folder / "log.db"))
+    db.execute(statement)
+    assert db.changes()
+    db.close()
+
+
+LAST = "(SELECT max(place) FROM batches WHERE place < 2 << 44)"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        f"DELETE FROM batches WHERE place = {LAST}",
+        f"DELETE FROM identities WHERE place >= {LAST} AND place < 2 << 44",
+        f"DELETE FROM stream_batches WHERE place = {LAST}",
+        "DELETE FROM stream_ends WHERE partition = 1",
+    ],
+)
+async def test_tables_that_disagree_are_made_anew_of_the_events(tmp_path: Path, statement: str) -> None:
+    """One is older than the others: what is appended would clash with what stands there, or not be known again."""
+    _, records = await fill(tmp_path, 300)
+    assert check_log(tmp_path).findings.is_sound
+    change(tmp_path, statement)
+    assert not check_log(tmp_path).findings.is_sound
+    assert recover_log(tmp_path).kept_as is not None
+    async with opened(tmp_path) as (log, store), marked(tmp_path, log):
+        end = (await log.ends())[1]
+        for record in records[1]:
+            sent = event(json.loads(record.value)["id"], stream=record.stream, data=b'"other"')
+            (answer,) = await log.append(1, [sent], base=0)
+            assert (answer is None) == (record.offset >= end)
+        assert (await log.ends())[1] == len(records[1])
+        assert sum(info.events for info in await store.streams(after="", limit=100)) == 300
+    assert check_log(tmp_path).findings.is_sound
+
+
+async def test_what_is_lost_beside_what_was_lost_before_is_one_hole(tmp_path: Path) -> None:
+    _, records = await fill(tmp_path, 300)
+    db = apsw.Connection(str(tmp_path / "log.db"))
+    places = [place for (place,) in db.execute("SELECT place FROM batches WHERE place < 1 << 44 ORDER BY place")]
+    db.close()
+    assert len(places) > 5
+    for lost in places[2], places[3]:
+        change(tmp_path, f"DELETE FROM batches WHERE place = {lost}")
+        recover_log(tmp_path)
+        assert check_log(tmp_path).findings.is_sound
+    assert check_log(tmp_path).findings.holes == [(0, places[2], places[4])]
+    change(tmp_path, f"DELETE FROM batches WHERE place >= {places[1]} AND place < 1 << 44")
+    recover_log(tmp_path)
+    assert check_log(tmp_path).findings.holes == []
+    async with opened(tmp_path) as (log, store), marked(tmp_path, log):
+        await log.append(0, [event(f"new-{number}") for number in range(len(records[0]))], base=0)
+        assert (await store.page(everything(0))).missing == []
+
+
+async def test_a_log_that_grows_while_it_is_checked_is_as_it_should_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(tmp_path, 300)
+    async with opened(tmp_path) as (log, _):
+        inspect, loop = Salvage.inspect, asyncio.get_running_loop()
+
+        async def grow() -> None:
+            await log.append(0, events(1000, 1050), base=0)
+            write_mark(tmp_path, Mark(log.epoch, list((await log.ends()).values())))
+
+        def slow(salvage: Salvage) -> Findings:
+            asyncio.run_coroutine_threadsafe(grow(), loop).result()
+            return inspect(salvage)
+
+        monkeypatch.setattr(Salvage, "inspect", slow)
+        done = await asyncio.to_thread(check_log, tmp_path)
+    assert done.findings.is_sound
+    assert not done.beyond
+
+
+async def test_a_copy_of_an_older_epoch_is_told(tmp_path: Path) -> None:
+    await fill(tmp_path, 30)
+    shutil.copy(tmp_path / "log.db", tmp_path / "copy")
+    recover_log(tmp_path)
+    shutil.copy(tmp_path / "copy", tmp_path / "log.db")
+    with pytest.raises(StartError, match="was served from here"):
+        check_log(tmp_path)
 
 
 async def test_a_sound_log_becomes_a_new_epoch_where_it_stands(tmp_path: Path) -> None:

@@ -107,17 +107,22 @@ async def test_silence_and_disconnect() -> None:
 
 
 async def test_all_bodies_together_are_bounded_for_as_long_as_they_are_here() -> None:
-    room = BodyRoom(limit=10)
+    room, large = BodyRoom(limit=4 * SMALL_BODY), b"x" * SMALL_BODY
     with room.share() as first:
-        await read_body(receiving(part(b"12345678", more=False)), UNKNOWN, limit=100, timeout=1, take=first)
+        await read_body(receiving(part(3 * large, more=False)), UNKNOWN, limit=2**30, timeout=1, take=first)
         with room.share() as second, pytest.raises(Overloaded):
-            await read_body(receiving(part(b"12"), part(b"3")), UNKNOWN, limit=100, timeout=1, take=second)
-        assert room.taken == 8
-        with room.share() as third:
-            third(2)
+            await read_body(receiving(part(large), part(b"x")), UNKNOWN, limit=2**30, timeout=1, take=second)
+        assert room.taken == 3 * SMALL_BODY
+        with room.share() as third, room.share() as fourth:
+            third(SMALL_BODY)
+            fourth(SMALL_BODY)  # what is small is let in all the same
+        with pytest.raises(Overloaded):
+            with room.share() as fifth:
+                fifth(2 * SMALL_BODY)
     assert room.taken == 0
     with room.share() as alone:
-        alone(11)  # one always gets in
+        alone(5 * SMALL_BODY)
+        alone(SMALL_BODY)  # one always gets in
 
 
 def test_lines_whatever_the_pieces() -> None:

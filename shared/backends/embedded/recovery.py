@@ -20,7 +20,7 @@ import apsw
 from shared.backends.embedded import schema
 from shared.backends.embedded.batches import encode_batch
 from shared.backends.embedded.database import Database, check_library, close, open_file
-from shared.backends.embedded.marks import Mark, read_mark, write_mark
+from shared.backends.embedded.marks import Mark, check_mark, read_mark, write_mark
 from shared.backends.embedded.plan import Rows
 from shared.backends.embedded.salvage import Batch, Salvage
 from shared.backends.embedded.schema import place_of
@@ -28,6 +28,7 @@ from shared.backends.embedded.writing import write
 from shared.errors import StartError
 from shared.partitioning import DEFAULT_PARTITIONS, partitions_of_stream
 from shared.position import Epoch
+from shared.records import FormerEpoch
 from shared.recovered import Findings, Recovery
 
 CACHE_KIB: Final = 64 * 1024
@@ -40,9 +41,15 @@ _SHARED_BYTES: Final = 0x4000_0002, 510
 def check_log(folder: Path) -> Recovery:
     """Read the whole log. Changes nothing; processes that serve it may go on. Raises `StartError`."""
     path = _existing(folder)
-    with _reading(path) as db:
-        found = _salvage(db, folder).inspect()
-    return Recovery(str(path), found, _beyond(folder, found), None)
+    mark = read_mark(folder)  # first, as the log grows meanwhile
+    with _reading(path) as db, db.snapshot():
+        salvage = _salvage(db, mark)
+        found = salvage.inspect()
+    if mark is not None and found.epoch not in {None, mark.epoch}:
+        assert found.epoch is not None
+        former = [FormerEpoch(Epoch(ordinal, random), {}) for ordinal, random, _, _ in salvage.former]
+        check_mark(folder, mark, found.epoch, former, found.ends)
+    return Recovery(str(path), found, _beyond(mark, found), None)
 
 
 def recover_log(folder: Path) -> Recovery:
@@ -51,9 +58,9 @@ def recover_log(folder: Path) -> Recovery:
     _refuse_if_open(path)
     mark = read_mark(folder)
     with _reading(path) as db:
-        salvage = _salvage(db, folder)
+        salvage = _salvage(db, mark)
         found = salvage.inspect()
-        beyond = _beyond(folder, found)
+        beyond = _beyond(mark, found)
         former = found.epoch or (mark.epoch if mark is not None else None)
         ordinals = [each.ordinal for each in (found.epoch, mark.epoch if mark is not None else None) if each]
         epoch = Epoch.create(max(ordinals, default=0) + 1)
@@ -75,13 +82,11 @@ def _existing(folder: Path) -> Path:
     return path
 
 
-def _salvage(db: Database, folder: Path) -> Salvage:
-    mark = read_mark(folder)
+def _salvage(db: Database, mark: Mark | None) -> Salvage:
     return Salvage(db, partitions=DEFAULT_PARTITIONS if mark is None else len(mark.ends))
 
 
-def _beyond(folder: Path, found: Findings) -> list[tuple[int, int, int]]:
-    mark = read_mark(folder)
+def _beyond(mark: Mark | None, found: Findings) -> list[tuple[int, int, int]]:
     if mark is None or found.epoch not in {None, mark.epoch}:
         return []
     ends = [(partition, found.ends.get(partition, 0), end) for partition, end in enumerate(mark.ends)]
@@ -132,6 +137,7 @@ def _renew(path: Path, found: Findings, epoch: Epoch) -> None:
         with db.writing():
             for partition, end in found.ends.items():
                 db.ask(_FORMER, (found.epoch.ordinal, found.epoch.random, partition, end))
+                db.ask(_NO_HOLES, (place_of(partition, end), place_of(partition + 1, 0)))
             _set_epoch(db, epoch)
     finally:
         close(db)
@@ -263,8 +269,20 @@ class _Copy:
         for partition, end in found.ends.items() if former is not None else ():
             assert former is not None
             db.ask(_FORMER, (former.ordinal, former.random, partition, end))
-        for partition, start, stop in [*found.holes, *found.lost]:
-            db.ask("INSERT OR IGNORE INTO holes VALUES (?, ?)", (place_of(partition, start), stop))
+        for partition, start, stop in _joined([*found.holes, *found.lost]):
+            if start < found.ends[partition]:  # what was lost beyond will be given to other events
+                db.ask("INSERT INTO holes VALUES (?, ?)", (place_of(partition, start), stop))
+
+
+def _joined(holes: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """The same as one each where they touch."""
+    joined: list[tuple[int, int, int]] = []
+    for partition, start, stop in sorted(holes):
+        if joined and joined[-1][0] == partition and start <= joined[-1][2]:
+            _, start, before = joined.pop()
+            stop = max(stop, before)
+        joined.append((partition, start, stop))
+    return joined
 
 
 def _put_in_place(path: Path, made: Path, former: Epoch) -> Path:
@@ -288,6 +306,7 @@ def _put_in_place(path: Path, made: Path, former: Epoch) -> Path:
 
 
 _FORMER: Final = "INSERT OR REPLACE INTO epochs(ordinal, random, partition, stop) VALUES (?, ?, ?, ?)"
+_NO_HOLES: Final = "DELETE FROM holes WHERE place >= ? AND place < ?"
 _SHADOW: Final = "INSERT INTO shadows(place, append_ms, records, until_ms, body) VALUES (?, ?, ?, ?, ?)"
 _SHADOWED: Final = """
 INSERT INTO meta(name, value) VALUES ('shadowed', ?1) ON CONFLICT DO UPDATE SET value = value + ?1

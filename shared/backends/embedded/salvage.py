@@ -14,8 +14,8 @@ import msgspec
 import orjson
 
 from shared.backends.embedded.batches import MAX_BATCH_RECORDS, Shadow, decode_batch, decode_shadows
-from shared.backends.embedded.database import Database
-from shared.backends.embedded.schema import offset_in, partition_at, place_of
+from shared.backends.embedded.database import Database, texts
+from shared.backends.embedded.schema import OFFSET_BITS, offset_in, partition_at, place_of
 from shared.events import attributes_of
 from shared.position import Epoch
 from shared.records import Record, identity_of
@@ -78,13 +78,39 @@ class Salvage:
             known = {start: stop for p, start, stop in found.holes if p == partition}
             for batch in self.batches(partition):
                 first = offset_in(batch.place)
-                at = known.get(at, at)
+                at = _behind_holes(at, known)
                 if first > at:
                     found.lost.append((partition, at, first))
                 at = first + len(batch.records)
                 found.events += len(batch.records)
-            found.ends[partition] = known.get(at, at)
+                if not found.damage and not self._are_known(batch):
+                    found.damage = f"the identities of partition {partition} from {first} on are not there"
+            found.ends[partition] = _behind_holes(at, known)
+        found.damage = found.damage or self._disagreement(found.ends)
         return found
+
+    def _are_known(self, batch: Batch) -> bool:
+        """Whether the log would find these again by their identities."""
+        identities = texts([record.identity for record in batch.records])
+        stop = batch.place + len(batch.records)
+        try:
+            return bool(self._db.ask(_KNOWN, (identities, batch.place, stop)) == len(batch.records))
+        except apsw.Error:
+            return False
+
+    def _disagreement(self, ends: Mapping[int, int]) -> str:
+        """What one table has and another has not: then one of them is older, and what is appended would clash."""
+        stops = orjson.dumps(list(ends.items())).decode()
+        try:
+            beyond = self._db.ask(_BEYOND, (OFFSET_BITS, stops))
+            counts: list[int] = orjson.loads(self._db.ask(_COUNTS))
+        except apsw.Error as error:
+            return str(error)
+        if beyond:
+            return f"{beyond} identities stand beyond the end of their partition"
+        if len(set(counts)) > 1:
+            return "tables disagree on the number of events: {}, by streams {} and {}".format(*counts)
+        return ""
 
     def _damage(self) -> str:
         try:
@@ -155,6 +181,12 @@ class Salvage:
         return found
 
 
+def _behind_holes(at: int, holes: Mapping[int, int]) -> int:
+    while at in holes:
+        at = holes[at]
+    return at
+
+
 def _sound(place: int, body: bytes) -> list[Record] | None:
     try:
         records = decode_batch(body)
@@ -175,4 +207,16 @@ _FROM: Final = "WHERE place >= ? AND place < ? ORDER BY place LIMIT 1"
 _STREAMS: Final = "SELECT json_group_object(name, json_array(spread, created_ms)) FROM streams"
 _FLOORS: Final = "SELECT json_group_array(json_array(partition, floor, last_ms)) FROM floors"
 _EPOCHS: Final = "SELECT json_group_array(json_array(ordinal, random, partition, stop)) FROM epochs"
+_KNOWN: Final = """
+SELECT count(*) FROM identities WHERE identity IN (SELECT value FROM carray(?)) AND place >= ? AND place < ?
+"""
+_BEYOND: Final = """
+WITH ends AS MATERIALIZED (SELECT value ->> 0 AS partition, value ->> 1 AS stop FROM json_each(?2))
+SELECT count(*) FROM identities JOIN ends ON partition = place >> ?1 WHERE place >= (partition << ?1) + stop
+"""
+_COUNTS: Final = """
+SELECT json_array((SELECT coalesce(sum(records), 0) FROM batches),
+                  (SELECT coalesce(sum(records), 0) FROM stream_batches),
+                  (SELECT coalesce(sum(events), 0) FROM stream_ends))
+"""
 _HOLES: Final = "SELECT json_group_array(json_array(place, stop)) FROM holes"
