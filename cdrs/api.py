@@ -105,16 +105,16 @@ class NodeApi:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         if path == HANDOFF:
-            _only(scope, "POST")
+            _only_gateways(scope)
             await self._handoff(await _body(scope, receive, MAX_HANDOFF), send)
         elif path == HANDOFFS:
-            _only(scope, "POST")
+            _only_gateways(scope)
             await self._handoffs(await _body(scope, receive, MAX_HANDOFF), send)
         elif path == FEED:
-            _only(scope, "POST")
+            _only_gateways(scope)
             await self._feed(await _body(scope, receive, MAX_CALL), receive, send)
         elif path.startswith(CALL):
-            _only(scope, "POST")
+            _only_gateways(scope)
             await self._call(path.removeprefix(CALL), await _body(scope, receive, MAX_CALL), send)
         elif path in PATHS:
             await self._health.serve(scope, send)
@@ -230,9 +230,11 @@ async def _body(scope: Scope, receive: Receive, limit: int) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _only(scope: Scope, method: str) -> None:
-    if scope["method"] != method:
-        raise MethodNotAllowed(f"only {method}")
+def _only_gateways(scope: Scope) -> None:
+    if scope["method"] != "POST":
+        raise MethodNotAllowed("only POST")
+    if any(name == b"origin" for name, _ in scope["headers"]):  # which browsers send with every POST
+        raise InvalidRequest("this is for gateways, not for web pages")
 
 
 async def _start(send: Send, status: int, headers: list[tuple[bytes, bytes]]) -> None:

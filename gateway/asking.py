@@ -27,7 +27,13 @@ class Routes(Protocol):
     def broken(self, handle: NodeHandle) -> None: ...
 
 
-async def ask(router: Routes, question: Callable[[NodeLink], Awaitable[T]], *, partition: int | None = None) -> T:
+async def ask(
+    router: Routes,
+    question: Callable[[NodeLink], Awaitable[T]],
+    *,
+    partition: int | None = None,
+    timeout: float = ASK_TIMEOUT,
+) -> T:
     """Put a question that changes nothing, or may be put twice, to a node: with a ``partition`` to the one that prefers
     it and so knows it best.
 
@@ -43,7 +49,7 @@ async def ask(router: Routes, question: Callable[[NodeLink], Awaitable[T]], *, p
             break
         tried.add(handle.key)
         try:
-            async with handle.attempt(ASK_TIMEOUT):
+            async with handle.attempt(timeout):
                 return await question(handle.link)
         except LinkBroken:
             router.broken(handle)

@@ -239,8 +239,7 @@ class BodyRoom:
     @contextmanager
     def share(self) -> Generator[Callable[[int], None]]:
         """For one request: call this with the size of each part that has come. It raises `Overloaded` where that is too
-        much for all of them together, but never for a `SMALL_BODY`: a few that come slowly must not lock all others out.
-        """
+        much for all of them together, but never for a `SMALL_BODY`: a few slow ones must not lock all others out."""
         own = 0
 
         def take(size: int) -> None:

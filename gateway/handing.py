@@ -234,12 +234,12 @@ class Lane:
                 tried.add(handle)
                 error = await self._attempt(handle, handoff)
                 if error is None:
-                    break
+                    if failure and self._dispatcher.observer is not None:
+                        self._dispatcher.observer.failed_over(failure, clock.monotonic() - started)
+                    return
                 failure = failure or _cause(error)
                 busy = error if isinstance(error, Overloaded) else busy
             handoff.drop_expired(clock.monotonic())
-        if failure and self._dispatcher.observer is not None:
-            self._dispatcher.observer.failed_over(failure, clock.monotonic() - started)
 
     async def _attempt(self, handle: NodeHandle, handoff: Handoff) -> CdrsError | TimeoutError | None:
         """One attempt at one node. Returns why it failed; None where the handoff is settled."""

@@ -109,7 +109,7 @@ class Health:
                 return
             try:
                 async with asyncio.timeout(LOG_TIMEOUT):
-                    self._ends = await ask(self._context.router, lambda link: link.ends())
+                    self._ends = await ask(self._context.router, lambda link: link.ends(), timeout=LOG_TIMEOUT / 2)
                 self._log_trouble = ""
                 self._troubles = await self._ask_nodes()
             except CdrsError as error:

@@ -19,6 +19,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from gateway.hosts import is_near
 from gateway.origin import Origin
 from gateway.problems import problem_document, problem_headers
 from shared.descriptors import Room
@@ -27,6 +28,7 @@ from shared.errors import (
     HeadersTooLarge,
     InvalidRequest,
     MethodNotAllowed,
+    MisdirectedRequest,
     RequestTimeout,
     UriTooLong,
 )
@@ -57,6 +59,8 @@ class CdrsHttpProtocol(HttpToolsProtocol):
     """One client's connection."""
 
     limits = GatewaySettings()
+    hosts: ClassVar[frozenset[bytes] | None] = None
+    """Names with a dot that a client may call us by; None: any."""
     room: ClassVar[Room | None] = None
     """How many connections there may be; None: as many as come."""
     origin: ClassVar[Origin | None] = None
@@ -201,6 +205,8 @@ class CdrsHttpProtocol(HttpToolsProtocol):
                 hosts += 1
                 if _HOST.fullmatch(value) is None:
                     raise InvalidRequest("the Host field is not valid")
+                if self.hosts is not None and not is_near(value, self.hosts):
+                    raise MisdirectedRequest("only this machine gets in: for another name set gateway.public_url to it")
             elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
                 raise InvalidRequest("the only transfer coding is chunked")
             elif name in _OVERRIDES:

@@ -51,13 +51,17 @@ async def serve(
     stop: asyncio.Event,
     shortcut: Shortcut | None = None,
     streams: StreamShortcut | None = None,
+    hosts: frozenset[bytes] | None = None,
 ) -> None:
     """Serve on all these until ``stop`` is set and the connections have ended, at most ``drain_timeout`` later.
 
-    ``shortcut``: what serves plain POSTs without the application; ``streams``: what serves event streams so."""
+    ``shortcut``: what serves plain POSTs without the application; ``streams``: what serves event streams so; ``hosts``:
+    `CdrsHttpProtocol.hosts`."""
+    protocol = cast("type[CdrsHttpProtocol]", http_protocol(settings, shortcut, streams))
+    protocol.hosts = hosts
     config = uvicorn.Config(
         app,
-        http=http_protocol(settings, shortcut, streams),
+        http=protocol,
         loop="none",
         ws="none",
         lifespan="off",

@@ -9,6 +9,7 @@ from asyncio import Task
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -25,7 +26,7 @@ from gateway.short_streams import StreamShortcut
 from gateway.shortcut import Shortcut
 from gateway.siblings import Siblings
 from gateway.streams import StreamCatalog
-from services.listening import url_of
+from services.listening import is_loopback, url_of
 from services.roles import READY_TIMEOUT, Background, member_of, new_incarnation
 from shared.clock import Clock
 from shared.detector import NodeState
@@ -177,6 +178,7 @@ class GatewayRole:
             stop=self._close_door,
             shortcut=Shortcut(self.context),
             streams=StreamShortcut(self.context) if self._settings.sse.write_path != "portable" else None,
+            hosts=_hosts(self._settings),
         )
 
     async def _follow(self) -> None:
@@ -222,3 +224,11 @@ class GatewayRole:
                 self._close_door.set()
                 if self._serving is not None:
                     await asyncio.wait([self._serving])
+
+
+def _hosts(settings: Settings) -> frozenset[bytes] | None:
+    """By which names clients may call a gateway that only this machine reaches; None: by any."""
+    if settings.insecure or not is_loopback(settings.gateway.host):
+        return None
+    name = urlsplit(settings.gateway.public_url).hostname
+    return frozenset({name.encode()} if name else ())

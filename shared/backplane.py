@@ -71,25 +71,26 @@ async def open_registry(settings: Settings) -> AsyncGenerator[NodeRegistry]:
         async with open_hazelcast_registry(settings.registry.url, settings.registry) as cluster:
             yield cluster
         return
+    from shared.backends.embedded.database import make_folder  # noqa: PLC0415
     from shared.backends.embedded.registry import open_registry as open_embedded_registry  # noqa: PLC0415
 
-    try:
-        settings.data.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartError(f"the data folder {settings.data} cannot be made: {error.strerror}; give --data") from error
+    make_folder(settings.data)
     async with open_embedded_registry(settings.data, settings.registry) as file:
         yield file
 
 
 async def check_urls(settings: Settings) -> None:
-    """Raise `StartError` that names the setting where a server's URL cannot be meant, before anything is opened."""
+    """Raise `StartError` that names the setting where a server's URL, or the topic, cannot be meant, before anything is
+    opened."""
     if not settings.is_distributed:
         return
     from shared.backends.hazelcast.cluster import parse_cluster  # noqa: PLC0415
     from shared.backends.kafka.address import parse_kafka_url  # noqa: PLC0415
+    from shared.backends.kafka.topics import check_settings  # noqa: PLC0415
     from shared.backends.mongo.opening import locate  # noqa: PLC0415
 
     parse_kafka_url(settings.log.url, settings.kafka)
+    check_settings(settings.kafka)
     parse_cluster(settings.registry.url)
     await asyncio.to_thread(locate, settings.store.url)  # may ask the DNS
 
@@ -125,7 +126,7 @@ async def recover_log(settings: Settings, clock: Clock) -> Recovery:
         return await _recover_servers(settings, clock)
     from shared.backends.embedded import recovery  # noqa: PLC0415
 
-    return await asyncio.to_thread(recovery.recover_log, settings.data)
+    return await asyncio.to_thread(recovery.recover_log, settings.data, settings.log.partitions)
 
 
 async def _recover_servers(settings: Settings, clock: Clock) -> Recovery:
@@ -141,6 +142,10 @@ async def _recover_servers(settings: Settings, clock: Clock) -> Recovery:
     log = settings.log if topic is None else settings.log.model_copy(update={"partitions": topic.partitions})
     async with open_mongo_epochs(settings.store.url, settings.mongo, logger.warning) as epochs:
         stored = await epochs.succession()
+        left = await epochs.finish(topic.epoch, stored) if topic is not None else None
+        if topic is not None and left is not None:
+            found = Findings(left.epoch, topic.partitions, ends=dict(left.stops), events=sum(left.stops.values()))
+            return Recovery(f"Kafka at {address}", found, [], topic.epoch)
         begun = topic.epoch if topic is not None and stored.unknown_to(topic.epoch) else None
         """An epoch that took nothing over yet, as the topic was lost and a node made one, or this was broken off."""
         former = stored.unknown_to(begun)[-1] if begun is not None else topic.epoch if topic is not None else None
@@ -148,6 +153,12 @@ async def _recover_servers(settings: Settings, clock: Clock) -> Recovery:
             former = max(stored.checkpoints, default=None)
         if former is None:
             raise StartError("neither Kafka nor MongoDB has a log: the first node that starts makes one")
+        if (topic is None or begun is not None) and not await epochs.is_at_home(former, log.partitions):
+            raise StartError(
+                f"the store's history does not stand where {log.partitions} partitions put it: set log.partitions to "
+                "what it was"
+                + ("" if topic is None else f", and delete the topic {topic.name}, which a node made anew")
+            )
         stops = {partition: stored.checkpoints.get(former, {}).get(partition, 0) for partition in range(log.partitions)}
         ends = dict(stops)
         if topic is not None:

@@ -169,9 +169,9 @@ DETECTION_SECONDS = MetricSpec(
 FAILOVER_SECONDS = MetricSpec(
     "cdrs_failover_duration_seconds",
     "histogram",
-    "Time from noticing that a node is gone to the next node serving its partition, by what was noticed.",
+    "Time from the first failed attempt at handing events to a node to the attempt that stored them, by what failed.",
     ("cause",),
-    _values("broken", "silent", "drain"),
+    _values("link-broken", "timeout", "unavailable", "overloaded", "outcome-unknown", "stale-epoch", "internal"),
     SLOW_SECONDS,
 )
 BUILD_INFO = MetricSpec("cdrs_build_info", "gauge", "Always 1; the label says which version runs.", ("version",))

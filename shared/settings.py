@@ -286,7 +286,11 @@ class GatewaySettings(_Group):
         unit="processes",
         le=256,
     )
-    public_url: str = _text("", "How clients reach it, for the banner and documents. Empty: from host and port.")
+    public_url: str = _text(
+        "",
+        "How clients reach it, for the banner and documents; and the one name with a dot by which they may call a "
+        "gateway that listens on loopback. Empty: from host and port.",
+    )
     max_event_bytes: int = _count(1024 * 1024, "Largest event, as it came in.", unit="bytes", ge=1024, le=1024 * 1024)
     max_batch_events: int = _count(10_000, "Most events in one JSON batch.", unit="events", ge=1)
     max_batch_bytes: int = _count(16 * 1024 * 1024, "Largest JSON batch.", unit="bytes", ge=1024)

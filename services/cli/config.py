@@ -11,9 +11,10 @@ from rich.table import Table
 
 from services.cli.client import JsonOption
 from services.cli.options import ConfigOption
-from services.cli.output import data, talk, write_json
+from services.cli.output import data, run, talk, write_json
 from services.listening import require_loopback, require_url
-from shared.settings import LoadedSettings, SettingField, resolve_settings, setting_fields, without_password
+from shared.backplane import check_urls
+from shared.settings import LoadedSettings, SettingField, Settings, resolve_settings, setting_fields, without_password
 
 app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 
@@ -48,7 +49,13 @@ def check(*, config: ConfigOption = None) -> None:
     require_loopback(settings.gateway.host, insecure=settings.insecure, setting="gateway.host")
     require_loopback(settings.node.host, insecure=settings.insecure, setting="node.host")
     require_url(settings.node.url, setting="node.url")
+    run(_check_servers(settings))
+
+
+async def _check_servers(settings: Settings) -> int:
+    await check_urls(settings)
     talk.print("the settings are fine")
+    return 0
 
 
 @app.command("docs")

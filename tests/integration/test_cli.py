@@ -389,6 +389,7 @@ def test_config_shows_values_and_where_they_are_from(tmp_path: Path) -> None:
         ({"CDRS_GATEWAY__PORT": "99999"}, "0 to 65535"),
         ({"CDRS_GATEWAY__HOST": "0.0.0.0"}, "--insecure"),
         ({"CDRS_NONSENSE": "1"}, "CDRS_NONSENSE"),
+        ({f"CDRS_{name}__URL": "http://x" for name in ("LOG", "REGISTRY", "STORE")}, "log.url"),
     ],
 )
 @pytest.mark.parametrize("args", [["config", "check"], ["up"]])

@@ -20,6 +20,7 @@ from shared.backends.embedded.marks import Mark, check_mark, marked, read_mark, 
 from shared.backends.embedded.recovery import check_log, recover_log
 from shared.backends.embedded.salvage import Salvage
 from shared.errors import StartError
+from shared.partitioning import partition_of
 from shared.position import Cursor, Epoch
 from shared.records import Expiry, FormerEpoch, PageQuery, Record
 from shared.recovered import Findings, Recovery
@@ -212,6 +213,19 @@ async def test_a_log_that_grows_while_it_is_checked_is_as_it_should_be(
     assert not done.beyond
 
 
+async def test_the_number_of_partitions_is_not_made_up(tmp_path: Path) -> None:
+    """Neither the file nor the mark says it: most streams would be looked for elsewhere."""
+    async with opened(tmp_path) as (log, _):
+        for stream in map(str, range(20)):
+            home = partition_of(stream, None, "", partitions=log.partitions)
+            await log.append(home, [event("1", stream=stream)], base=0)
+        partitions = log.partitions
+    damage(tmp_path / "log.db", "meta")
+    with pytest.raises(StartError, match=r"set log\.partitions"):
+        recover_log(tmp_path, partitions + 1)
+    assert recover_log(tmp_path, partitions).findings.events == 20
+
+
 async def test_a_copy_of_an_older_epoch_is_told(tmp_path: Path) -> None:
     await fill(tmp_path, 30)
     shutil.copy(tmp_path / "log.db", tmp_path / "copy")
@@ -242,7 +256,7 @@ async def test_a_sound_log_becomes_a_new_epoch_where_it_stands(tmp_path: Path) -
 
 
 async def test_what_outlives_deleted_events_is_saved_too(tmp_path: Path) -> None:
-    async with opened(tmp_path) as (log, store):
+    async with opened(tmp_path) as (log, store), marked(tmp_path, log):
         await log.append(0, events(0, 100), base=0)
         while await store.expire(Expiry(1, 2**60, 0, BIG)):
             pass

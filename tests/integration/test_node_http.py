@@ -20,7 +20,7 @@ from node_world import TIMEOUT, read_feed, running, running_node, served, until
 from cdrs.server import serve
 from shared.backends.http import link as http_link
 from shared.backends.http.link import HttpNodeLink
-from shared.backends.http.messages import FEED, HANDOFF, MAX_CALL, FeedRequest, HandoffAnswer, HandoffRequest
+from shared.backends.http.messages import CALL, FEED, HANDOFF, MAX_CALL, FeedRequest, HandoffAnswer, HandoffRequest
 from shared.errors import CdrsError, LinkBroken, OutcomeUnknown
 from shared.records import Duplicate, FeedBatch, HistoryPage, NewEvent, PageQuery, Settlement
 from shared.telemetry import Telemetry
@@ -337,3 +337,10 @@ async def test_a_stopped_node_breaks_its_link_when_the_time_is_up() -> None:
         os.kill(process.pid, signal.SIGCONT)
         settled = await link.append(EPOCH, 0, events([1]), timeout=TIMEOUT)
         assert settled[0].offset == 0
+
+
+async def test_a_web_page_gets_nothing_of_a_node(log: ModelLog) -> None:
+    async with running_node(log) as node, served(node) as url, aiohttp.ClientSession() as session:
+        for headers, status in (({}, 200), ({"Origin": "http://evil.example"}, 400)):
+            async with session.post(f"{url}{CALL}ends", data=encode(()), headers=headers) as response:
+                assert response.status == status

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.bodies import (
+    SMALL_BODY,
     BodyKind,
     BodyRoom,
     ClientGoneError,
@@ -116,9 +117,8 @@ async def test_all_bodies_together_are_bounded_for_as_long_as_they_are_here() ->
         with room.share() as third, room.share() as fourth:
             third(SMALL_BODY)
             fourth(SMALL_BODY)  # what is small is let in all the same
-        with pytest.raises(Overloaded):
-            with room.share() as fifth:
-                fifth(2 * SMALL_BODY)
+        with pytest.raises(Overloaded), room.share() as fifth:
+            fifth(2 * SMALL_BODY)
     assert room.taken == 0
     with room.share() as alone:
         alone(5 * SMALL_BODY)

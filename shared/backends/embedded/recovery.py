@@ -52,14 +52,20 @@ def check_log(folder: Path) -> Recovery:
     return Recovery(str(path), found, _beyond(mark, found), None)
 
 
-def recover_log(folder: Path) -> Recovery:
-    """Put the log into a new epoch; no process may have it open. Raises `StartError`; then nothing has changed."""
+def recover_log(folder: Path, partitions: int = DEFAULT_PARTITIONS) -> Recovery:
+    """Put the log into a new epoch; no process may have it open. ``partitions``: how many there are, where neither the
+    file nor its mark says it. Raises `StartError`; then nothing has changed."""
     path = _existing(folder)
     _refuse_if_open(path)
     mark = read_mark(folder)
     with _reading(path) as db:
-        salvage = _salvage(db, mark)
+        salvage = _salvage(db, mark, partitions)
         found = salvage.inspect()
+        if not salvage.is_at_home:
+            raise StartError(
+                f"{path}: its events do not stand where {found.partitions} partitions put them, and neither the file "
+                "nor its mark says how many there were: set log.partitions to what it was"
+            )
         beyond = _beyond(mark, found)
         former = found.epoch or (mark.epoch if mark is not None else None)
         ordinals = [each.ordinal for each in (found.epoch, mark.epoch if mark is not None else None) if each]
@@ -82,8 +88,8 @@ def _existing(folder: Path) -> Path:
     return path
 
 
-def _salvage(db: Database, mark: Mark | None) -> Salvage:
-    return Salvage(db, partitions=DEFAULT_PARTITIONS if mark is None else len(mark.ends))
+def _salvage(db: Database, mark: Mark | None, partitions: int = DEFAULT_PARTITIONS) -> Salvage:
+    return Salvage(db, partitions=partitions if mark is None else len(mark.ends), is_guess=mark is None)
 
 
 def _beyond(mark: Mark | None, found: Findings) -> list[tuple[int, int, int]]:
@@ -277,11 +283,12 @@ class _Copy:
 def _joined(holes: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """The same as one each where they touch."""
     joined: list[tuple[int, int, int]] = []
-    for partition, start, stop in sorted(holes):
-        if joined and joined[-1][0] == partition and start <= joined[-1][2]:
-            _, start, before = joined.pop()
-            stop = max(stop, before)
-        joined.append((partition, start, stop))
+    for hole in sorted(holes):
+        if joined and joined[-1][0] == hole[0] and hole[1] <= joined[-1][2]:
+            partition, start, stop = joined[-1]
+            joined[-1] = partition, start, max(stop, hole[2])
+        else:
+            joined.append(hole)
     return joined
 
 

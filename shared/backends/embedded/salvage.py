@@ -17,6 +17,7 @@ from shared.backends.embedded.batches import MAX_BATCH_RECORDS, Shadow, decode_b
 from shared.backends.embedded.database import Database, texts
 from shared.backends.embedded.schema import OFFSET_BITS, offset_in, partition_at, place_of
 from shared.events import attributes_of
+from shared.partitioning import partitions_of_stream
 from shared.position import Epoch
 from shared.records import Record, identity_of
 from shared.recovered import Findings
@@ -43,8 +44,8 @@ class Shadows(NamedTuple):
 class Salvage:
     """Reads a log through a connection of its own."""
 
-    def __init__(self, db: Database, *, partitions: int) -> None:
-        """``partitions``: how many there are, where the file itself does not say it."""
+    def __init__(self, db: Database, *, partitions: int, is_guess: bool) -> None:
+        """``partitions``: how many there are, where the file itself does not say it; ``is_guess``: perhaps."""
         self._db = db
         meta: Mapping[str, int] = self._table("SELECT json_group_object(name, value) FROM meta") or {}
         self.epoch: Epoch | None = None
@@ -60,6 +61,9 @@ class Salvage:
         """Ordinal, random, partition, stop."""
         self.holes: list[list[int]] = self._table(_HOLES) or []
         """Place, stop."""
+        self._is_guess = is_guess and "partitions" not in meta
+        self.is_at_home = True
+        """Whether the events that were looked at stand where a guessed number of partitions puts them."""
 
     def _table(self, question: str) -> Any:
         """The answer, which is JSON; None where it cannot be read."""
@@ -79,6 +83,8 @@ class Salvage:
             for batch in self.batches(partition):
                 first = offset_in(batch.place)
                 at = _behind_holes(at, known)
+                if self._is_guess:
+                    self.is_at_home = self.is_at_home and self._stands_at_home(batch.records[0])
                 if first > at:
                     found.lost.append((partition, at, first))
                 at = first + len(batch.records)
@@ -88,6 +94,10 @@ class Salvage:
             found.ends[partition] = _behind_holes(at, known)
         found.damage = found.damage or self._disagreement(found.ends)
         return found
+
+    def _stands_at_home(self, record: Record) -> bool:
+        spread = self.streams.get(record.stream, [self.partitions])[0]
+        return record.partition in partitions_of_stream(record.stream, partitions=self.partitions, spread=spread)
 
     def _are_known(self, batch: Batch) -> bool:
         """Whether the log would find these again by their identities."""

@@ -37,8 +37,8 @@ LARGE_BODY = 1024 * 1024
 TOGETHER_BYTES = 4 * 1024 * 1024
 """What the events of several partitions are put into one request up to; a larger handoff has a request of its own."""
 KEPT_CONNECTIONS = 40
-"""Of all connections, those that questions about the past leave to handoffs, feeds and signs of life: a crowd that
-comes back must not hold these up."""
+"""Of all connections, those that questions about the past leave to everything else: a crowd that comes back must not
+hold up handoffs, feeds and signs of life."""
 ANSWER_SHARE = 0.9
 """How much of a handoff's timeout the node gets; the rest is for its answer to arrive."""
 
@@ -190,7 +190,7 @@ class HttpNodeLink:
 
     async def info(self) -> NodeInfo:
         """`History.info`."""
-        return self._decoded(_node_info, await self._post(CALL + "info", encode(()), self._call_timeout))
+        return await self._call("info", _node_info)
 
     async def ends(self) -> Mapping[int, int]:
         """`History.ends`."""
@@ -198,27 +198,27 @@ class HttpNodeLink:
 
     async def starts(self) -> Mapping[int, int]:
         """`History.starts`."""
-        return await self._call("starts", _offsets)
+        return await self._ask("starts", _offsets)
 
     async def page(self, query: PageQuery) -> HistoryPage:
         """`History.page`."""
-        return await self._call("page", _page, query)
+        return await self._ask("page", _page, query)
 
     async def find(self, stream: str, event_id: str, source: str | None) -> Sequence[Record]:
         """`History.find`."""
-        return await self._call("find", _records, stream, event_id, source)
+        return await self._ask("find", _records, stream, event_id, source)
 
     async def offset_at(self, append_ms: int) -> Mapping[int, int]:
         """`History.offset_at`."""
-        return await self._call("offset_at", _offsets, append_ms)
+        return await self._ask("offset_at", _offsets, append_ms)
 
     async def append_time(self, partition: int, offset: int) -> int | None:
         """`History.append_time`."""
-        return await self._call("append_time", _time, partition, offset)
+        return await self._ask("append_time", _time, partition, offset)
 
     async def streams(self, *, after: str, limit: int) -> Sequence[StreamInfo]:
         """`History.streams`."""
-        return await self._call("streams", _streams, after, limit)
+        return await self._ask("streams", _streams, after, limit)
 
     async def stream(self, name: str) -> StreamInfo | None:
         """`History.stream`."""
@@ -228,9 +228,12 @@ class HttpNodeLink:
         """`History.create_stream`."""
         return await self._call("create_stream", _created, name, spread)
 
-    async def _call(self, name: str, result: msgspec.msgpack.Decoder[T], *arguments: object) -> T:
+    async def _ask(self, name: str, result: msgspec.msgpack.Decoder[T], *arguments: object) -> T:
         async with self._questions:
-            body = await self._post(CALL + name, encode(arguments), self._call_timeout)
+            return await self._call(name, result, *arguments)
+
+    async def _call(self, name: str, result: msgspec.msgpack.Decoder[T], *arguments: object) -> T:
+        body = await self._post(CALL + name, encode(arguments), self._call_timeout)
         return self._decoded(result, body)
 
     async def _post(self, path: str, body: bytes, timeout: float) -> bytes:

@@ -37,6 +37,8 @@ Document = dict[str, Any]
 EVENTS: Final = "events"
 STREAMS: Final = "streams"
 CHECKPOINTS: Final = "checkpoints"
+DROPPING: Final = "dropping"
+"""In ``checkpoints``, of an epoch that took another one over: the other one's documents are not all gone yet."""
 FLOORS: Final = "floors"
 
 BY_POSITION: Final = "position"

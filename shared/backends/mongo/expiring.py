@@ -22,6 +22,8 @@ from pymongo import DeleteMany, UpdateMany, UpdateOne
 
 from shared.backends.mongo import queries
 from shared.backends.mongo.documents import (
+    CHECKPOINTS,
+    DROPPING,
     EVENTS,
     FLOORS,
     SHADOW_BYTES,
@@ -147,6 +149,8 @@ class Expiring:
     async def _excess(self, states: Mapping[int, Document], max_bytes: int) -> int:
         stats: list[Document] = [{"$collStats": {"storageStats": {}}}, {"$project": {"size": "$storageStats.size"}}]
         asked: Document = {"aggregate": EVENTS, "pipeline": stats, "cursor": {}}
+        if await self._calls.read(lambda: self._database[CHECKPOINTS].find({DROPPING: True}).to_list(1)):
+            return 0  # what stands there twice goes without us
         answer = await self._calls.read(lambda: self._database.command(asked))
         size = sum(int(shard["size"]) for shard in answer["cursor"]["firstBatch"])
         shadows = sum(int(state.get("shadows", 0)) for state in states.values())

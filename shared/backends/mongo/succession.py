@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pymongo import ReplaceOne, UpdateOne
+from pymongo.errors import BulkWriteError
 
 from shared.backends.mongo.documents import (
     CHECKPOINTS,
+    DROPPING,
     EVENTS,
     FLOORS,
     STREAMS,
@@ -29,8 +31,10 @@ from shared.backends.mongo.documents import (
 from shared.backends.mongo.driver import Calls, Database, fetch
 from shared.backends.mongo.queries import floors_of, records_between
 from shared.backends.mongo.store import MongoStore
+from shared.backends.mongo.writing import refused_copies
 from shared.clock import Clock
-from shared.position import Epoch
+from shared.partitioning import partitions_of_stream
+from shared.position import MAX_PARTITIONS, Epoch
 from shared.records import Expiry, FeedBatch, FormerEpoch, PageQuery
 
 IDENTITIES_MS = 24 * 3600 * 1000
@@ -38,6 +42,7 @@ IDENTITIES_MS = 24 * 3600 * 1000
 PAGE = 2000
 PAGE_BYTES = 8 * 1024 * 1024
 DELETED_AT_ONCE = 5000
+STREAMS_LOOKED_AT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +105,11 @@ class Epochs:
             pass  # what retention was about to do becomes shadows, or its identities would be lost
         events = 0
         for partition, stop in stops.items():
+            floor = _Floor(partition_key(old, partition), partition_key(new, partition))
+            # First what is known of deleted events: a copy of one that stands behind it is a second copy then.
+            await self._copy_shadows(floor)
             events += await _copy(before, after, partition, stop)
-            await self._copy_floor(partition_key(old, partition), partition_key(new, partition))
+            await self._copy_floor(floor)
         former = [
             FormerEpoch(each.epoch, {p: min(each.stops.get(p, 0), stop) for p, stop in stops.items()})
             for each in succession.former.get(old, ())
@@ -110,43 +118,92 @@ class Epochs:
         known = {new, *[each.epoch for each in former]}
         others = sorted({*succession.checkpoints, *succession.others.get(old, ())} - known)
         await self._say(new, former, others)
-        for partition, stop in stops.items():
-            await self._drop(partition_key(old, partition), stop)
+        await self._drop(old, stops)
         return events
 
-    async def _copy_floor(self, old: bytes, new: bytes) -> None:
-        """Where a partition begins, and what it knows copies by of the events that retention has deleted."""
-        for floor in await self._calls.read(lambda: fetch(self._database, floors_of([old]))):
-            at, stop = int(floor.get("gone", 0)), int(floor.get("next", 0))
+    async def finish(self, epoch: Epoch, succession: Succession) -> FormerEpoch | None:
+        """What is left of a `take_over` that was broken off after its history was there, for this epoch: None where
+        nothing was, else which one is dropped now. Raises `Unavailable` or `OutcomeUnknown`."""
+        wanted = {"_id": str(epoch), DROPPING: True}
+        if not await self._calls.read(lambda: self._database[CHECKPOINTS].find(wanted).to_list(1)):
+            return None
+        last = succession.former[epoch][-1]
+        await self._drop(last.epoch, last.stops)
+        return last
+
+    async def is_at_home(self, epoch: Epoch, partitions: int) -> bool:
+        """Whether the streams stand where so many partitions put them. Raises `Unavailable`."""
+        keys = {counter_key(partition_key(epoch, partition)): partition for partition in range(MAX_PARTITIONS)}
+        found = await self._calls.read(lambda: self._database[STREAMS].find({}).to_list(STREAMS_LOOKED_AT))
+        for stream in found:
+            there = {keys[name] for name in stream.get("c", {}) if name in keys}
+            spread = int(stream.get("spread", 1))
+            if not there <= set(partitions_of_stream(stream["_id"], partitions=partitions, spread=spread)):
+                return False
+        return True
+
+    async def _copy_shadows(self, floor: _Floor) -> None:
+        """What copies are known by of the events that retention has deleted."""
+        for found in await self._calls.read(lambda: fetch(self._database, floors_of([floor.old]))):
+            at, stop = int(found.get("gone", 0)), int(found.get("next", 0))
             while at < stop:
-                query = records_between(old, at, stop, streams=None, backwards=False, limit=PAGE)
-                found = await self._calls.read(lambda query=query: fetch(self._database, query))  # type: ignore[misc]
-                shadows = [_moved(document, new) for document in found if "u" in document]
-                if shadows:
-                    await self._write(EVENTS, shadows)
-                at = offset_of(found[-1]["_id"]) + 1 if len(found) == PAGE else stop
-            marks = {name: int(floor[name]) for name in ("gone", "shadows") if name in floor}
+                query = records_between(floor.old, at, stop, streams=None, backwards=False, limit=PAGE)
+                page = await self._calls.read(lambda query=query: fetch(self._database, query))  # type: ignore[misc]
+                await self._write_shadows([_moved(document, floor.new) for document in page if "u" in document])
+                at = offset_of(page[-1]["_id"]) + 1 if len(page) == PAGE else stop
+
+    async def _write_shadows(self, shadows: Sequence[ReplaceOne[Document]]) -> None:
+        async def write() -> None:
+            try:
+                await self._database[EVENTS].bulk_write(shadows, ordered=False)
+            except BulkWriteError as error:
+                # An attempt before has put a copy in its place, which serves as well.
+                refused_copies(error, [{} for _ in shadows])
+
+        if shadows:
+            await self._calls.write(write)
+
+    async def _copy_floor(self, floor: _Floor) -> None:
+        """Where a partition begins."""
+        for found in await self._calls.read(lambda: fetch(self._database, floors_of([floor.old]))):
+            stop = int(found.get("next", 0))
+            marks = {name: int(found[name]) for name in ("gone", "shadows") if name in found}
             said: Document = {"$set": {"next": stop, "cleared": stop, **marks}}
-            await self._write(FLOORS, [UpdateOne({"_id": new}, said, upsert=True)])
+            await self._write(FLOORS, [UpdateOne({"_id": floor.new}, said, upsert=True)])
 
     async def _write(self, collection: str, requests: Sequence[Any]) -> None:
         await self._calls.write(lambda: self._database[collection].bulk_write(requests, ordered=False))
 
     async def _say(self, epoch: Epoch, former: Sequence[FormerEpoch], others: Sequence[Epoch]) -> None:
         stops = {str(each.epoch): [each.stops[p] for p in sorted(each.stops)] for each in former}
-        said = {"$set": {"stops": stops, "others": [str(each) for each in others]}}
+        said = {"$set": {"stops": stops, "others": [str(each) for each in others], DROPPING: True}}
         update = UpdateOne({"_id": str(epoch)}, said, upsert=True)
         await self._write(CHECKPOINTS, [update])
 
-    async def _drop(self, key: bytes, stop: int) -> None:
-        """The documents and counts of a partition that was copied."""
-        uncount = {"update": STREAMS, "updates": [_uncounted(key)]}
-        await self._calls.write(lambda: self._database.command(uncount))
-        for first in range(0, stop, DELETED_AT_ONCE):
-            low, high = position_key(key, first), position_key(key, min(first + DELETED_AT_ONCE, stop) - 1)
-            wanted = {"p": key, "_id": {"$gte": low, "$lte": high}}
-            deletes: Document = {"delete": EVENTS, "deletes": [{"q": wanted, "limit": 0}]}
-            await self._calls.write(lambda deletes=deletes: self._database.command(deletes))  # type: ignore[misc]
+    async def _drop(self, old: Epoch, stops: Mapping[int, int]) -> None:
+        """The documents and counts of an epoch that was copied."""
+        for partition in stops:
+            uncount = {"update": STREAMS, "updates": [_uncounted(partition_key(old, partition))]}
+            await self._calls.write(lambda uncount=uncount: self._database.command(uncount))  # type: ignore[misc]
+        for partition, stop in stops.items():
+            key = partition_key(old, partition)
+            for first in range(0, stop, DELETED_AT_ONCE):
+                low, high = position_key(key, first), position_key(key, min(first + DELETED_AT_ONCE, stop) - 1)
+                wanted = {"p": key, "_id": {"$gte": low, "$lte": high}}
+                deletes: Document = {"delete": EVENTS, "deletes": [{"q": wanted, "limit": 0}]}
+                await self._calls.write(lambda deletes=deletes: self._database.command(deletes))  # type: ignore[misc]
+        done = {
+            "update": CHECKPOINTS,
+            "updates": [{"q": {DROPPING: True}, "u": {"$unset": {DROPPING: ""}}, "multi": True}],
+        }
+        await self._calls.write(lambda: self._database.command(done))
+
+
+class _Floor(NamedTuple):
+    """Of one partition: its keys before and after."""
+
+    old: bytes
+    new: bytes
 
 
 def _moved(document: Document, key: bytes) -> ReplaceOne[Document]:

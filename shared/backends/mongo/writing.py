@@ -53,13 +53,14 @@ async def _insert(database: Database, calls: Calls, documents: Sequence[Document
         try:
             await database[EVENTS].insert_many(documents, ordered=False)
         except BulkWriteError as error:
-            return _refused(error, documents)
+            return refused_copies(error, documents)
         return []
 
     return await calls.write(insert)
 
 
-def _refused(error: BulkWriteError, documents: Sequence[Document]) -> list[Document]:
+def refused_copies(error: BulkWriteError, documents: Sequence[Document]) -> list[Document]:
+    """Those that were refused because their identity stands at another position. Raises what is anything else."""
     details = cast("dict[str, Any]", error.details)
     if details.get("writeConcernErrors"):
         raise error
