@@ -135,8 +135,8 @@ def test_a_set_through_its_life(engines: Engines) -> None:
     assert marked(MARK, engines.folder) == []
     assert {member["state"] for member in engines.members(status=3).values()} == {"down"}
     engines("up")
-    found = mongo(primary(engines.members()), {"count": "kept", "$db": "test"})
-    assert found["n"] == 2
+    found = mongo(primary(engines.members()), {"find": "kept", "$db": "test"})  # a count may be off after a SIGKILL
+    assert len(found["cursor"]["firstBatch"]) == 2
     read = engines("java", f"{KAFKA_TOOLS}.consumer.ConsoleConsumer", *topic, "--from-beginning", "--max-messages", "2")
     assert read.split() == ["one", "two"]
 

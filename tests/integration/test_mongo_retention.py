@@ -15,8 +15,10 @@ from shared.backends.mongo.documents import SHADOW_BYTES, partition_key, positio
 from shared.backends.mongo.expiring import PIECE, Expiring, choose, oldest_of
 from shared.backends.mongo.opening import open_mongo_epochs
 from shared.backends.mongo.store import MongoStore
+from shared.backends.mongo.succession import Epochs
 from shared.clock import SystemClock
 from shared.errors import OutcomeUnknown
+from shared.partitioning import partition_of
 from shared.position import Epoch
 from shared.records import Expiry, FeedBatch, HistoryPage, PageQuery, Record, fingerprint
 from shared.settings import MongoSettings
@@ -229,6 +231,74 @@ async def test_a_new_epoch_goes_on_with_it(store: MongoStore) -> None:
         assert await counts(after) == len(shown(705, 1000))
         await expire(after, Expiry(NEVER + 1, 0, 0, NEVER))
         assert plain_client()[DATABASE].events.count_documents({}) == 295
+
+
+async def test_a_copy_that_outlives_its_original_goes_over_too(store: MongoStore) -> None:
+    """It was stored beyond the window, as the store was away; of the original its identity alone is left."""
+    again = Record(0, 1000, BASE + 3000, *_rest(record(1)))
+    await store.persist(FeedBatch(0, 1000, 1001, [again]))
+    await expire(store, until(600))
+    new, stops = Epoch.create(EPOCH.ordinal + 1), {0: 1001, 1: 0, 2: 0}
+    async with open_mongo_epochs(database_url(), MongoSettings(driver=DRIVER)) as epochs:
+        for _ in range(2):
+            await epochs.take_over(SystemClock(), EPOCH, new, stops, await epochs.succession())
+    async with open_store(new, driver=DRIVER) as after:
+        page = await after.page(PageQuery(0, 0, 1001, 10_000, BIG))
+        assert [r.offset for r in page.records] == [*shown(600, 1000), 1000]
+        (found,) = (await after.lookup(0, [event("0.1", stream="s1")])).values()
+        assert found.offset == 1
+
+
+async def test_where_a_copy_went_over_before_its_original_it_stands_for_it(store: MongoStore) -> None:
+    """As an attempt of an earlier version left it."""
+    again = Record(0, 1000, BASE + 3000, *_rest(record(1)))
+    await store.persist(FeedBatch(0, 1000, 1001, [again]))
+    await expire(store, until(600))
+    new, stops = Epoch.create(EPOCH.ordinal + 1), {0: 1001, 1: 0, 2: 0}
+    async with open_mongo_epochs(database_url(), MongoSettings(driver=DRIVER)) as epochs:
+        with (
+            mock.patch.object(Epochs, "_copy_shadows", mock.AsyncMock()),
+            mock.patch.object(Epochs, "_say", mock.AsyncMock(side_effect=OutcomeUnknown("broken off"))),
+            pytest.raises(OutcomeUnknown),
+        ):
+            await epochs.take_over(SystemClock(), EPOCH, new, stops, await epochs.succession())
+        await epochs.take_over(SystemClock(), EPOCH, new, stops, await epochs.succession())
+    async with open_store(new, driver=DRIVER) as after:
+        (found,) = (await after.lookup(0, [event("0.1", stream="s1")])).values()
+        assert found.offset == 1000
+        (other,) = (await after.lookup(0, [event("0.2", stream="s2")])).values()
+        assert other.offset == 2
+
+
+async def test_what_was_broken_off_while_the_old_epoch_was_dropped_is_finished(store: MongoStore) -> None:
+    assert await counts(store) == len(shown(0, 1000))
+    new, stops = Epoch.create(EPOCH.ordinal + 1), {0: 1000, 1: 0, 2: 0}
+    async with open_mongo_epochs(database_url(), MongoSettings(driver=DRIVER)) as epochs:
+        with (
+            mock.patch.object(Epochs, "_drop", mock.AsyncMock(side_effect=OutcomeUnknown("broken off"))),
+            pytest.raises(OutcomeUnknown),
+        ):
+            await epochs.take_over(SystemClock(), EPOCH, new, stops, await epochs.succession())
+        async with open_store(new, driver=DRIVER) as after:
+            await expire(after, Expiry(1, 0, 1, NEVER))  # twice as large for a while, which is no reason to delete
+            assert (await after.starts())[0] == 0
+            left = await epochs.finish(new, await epochs.succession())
+            assert left is not None
+            assert (left.epoch, left.stops) == (EPOCH, stops)
+            assert await epochs.finish(new, await epochs.succession()) is None
+            assert await counts(after) == len(shown(0, 1000))
+            assert plain_client()[DATABASE].events.count_documents({}) == 1000
+            await expire(after, Expiry(1, 0, 1, NEVER))
+            assert (await after.starts())[0] > 0
+
+
+@pytest.mark.usefixtures("store")
+async def test_another_number_of_partitions_is_noticed_by_where_streams_stand() -> None:
+    async with open_mongo_epochs(database_url(), MongoSettings(driver=DRIVER)) as epochs:
+        for partitions in (1, 2, 12, 48):
+            homes = {partition_of(f"s{number}", None, "", partitions=partitions) for number in range(3)}
+            assert await epochs.is_at_home(EPOCH, partitions) == (homes == {0})
+        assert not await epochs.is_at_home(EPOCH, 48)
 
 
 class TestChoosing:
