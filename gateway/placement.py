@@ -42,7 +42,8 @@ async def submit(context: GatewayContext, drafts: Sequence[Draft], chain: Chain 
     first = drafts[0].event.stream
     if len(routes) == 1 and spreads[first] == 1:  # as a rule: one stream, which stands in one partition
         home = partition_of(first, None, "", partitions=context.router.partitions)
-        events = [_routed(draft.event, 1) for draft in drafts]
+        is_routed = drafts[0].event.spread == 1
+        events = [draft.event if is_routed else _routed(draft.event, 1) for draft in drafts]
         return context.dispatcher.submit_run(home, events, timeout=timeout, chain=chain)
     return context.dispatcher.submit(_placed(context, drafts, spreads), timeout=timeout, chain=chain)
 

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import time
@@ -92,6 +93,13 @@ def test_other_binds_than_loopback_are_refused(tmp_path: Path, host: str, args: 
 def test_insecure_is_taken_at_its_word(tmp_path: Path) -> None:
     with CdrsProcess(tmp_path, ["--insecure"], env={"CDRS_GATEWAY__HOST": "0.0.0.0"}).start() as cdrs:
         assert cdrs.publish("roles.open", b"1").status == 201
+
+
+@pytest.mark.parametrize("args", [[], ["--nodes", "1"]], ids=["one", "nodes"])
+def test_the_data_folder_is_its_owners_alone(tmp_path: Path, args: list[str]) -> None:
+    cdrs = CdrsProcess(tmp_path, args)
+    with cdrs.start():
+        assert stat.S_IMODE(cdrs.data.stat().st_mode) == 0o700
 
 
 def run_to_end(cdrs: CdrsProcess, timeout: float = 15.0) -> tuple[int, str]:
