@@ -125,7 +125,15 @@ def play(cdrs: Deployment, sample: Sample, engines: Engines, faults: Sequence[Fa
         stack.callback(pub.kill)
 
         def progress() -> None:
-            all_of_it.wait_count(min(len(all_of_it.blocks) + PROGRESS, total), DEADLINE)
+            try:
+                all_of_it.wait_count(min(len(all_of_it.blocks) + PROGRESS, total), DEADLINE)
+            except AssertionError as error:
+                code = pub.poll()
+                pub.kill()
+                error.add_note(f"pub ({code}): {pub.communicate()[1][-3000:].decode()}")
+                for each in cdrs.processes:
+                    error.add_note(f"{each.role} on {each.port}: {each.stderr()[-1500:]}")
+                raise
             assert pub.poll() is None, "pub ended before the last fault: the test proves nothing"
 
         for name, fault in faults:

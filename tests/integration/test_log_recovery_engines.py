@@ -16,6 +16,7 @@ from sse_socket import Subscriber, data_of
 
 from shared.backends.kafka.address import parse_kafka_url
 from shared.backends.kafka.admin import open_admin
+from shared.partitioning import partition_of
 from shared.settings import KafkaSettings
 
 pytestmark = pytest.mark.timeout(240)
@@ -59,6 +60,11 @@ async def test_a_deleted_topic_goes_on_in_a_new_epoch(tmp_path: Path) -> None:
             assert (refused.code, "stop every node" in refused.text) == (1, True)
             cdrs.stop()
             await delete_topics(prefix)
+            # Streams would be looked for in other partitions.
+            homes = {n: partition_of("orders", None, "", partitions=n) for n in range(2, 48)}
+            strange = env | {"CDRS_LOG__PARTITIONS": str(next(n for n, home in homes.items() if home != homes[2]))}
+            refused = client(0, "log", "recover", env=strange)
+            assert (refused.code, "set log.partitions" in refused.text) == (1, True), refused.text
             # A node makes a topic of its own, and refuses to serve beside a history that is not its.
             cdrs.start(wait=False)
             assert cdrs.wait(60) == 1
