@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
 import pytest
 
+from shared.backends.kafka import topics
 from shared.backends.kafka.address import parse_kafka_url
 from shared.backends.kafka.client import BATCH_BYTES
 from shared.backends.kafka.codec import Outgoing
-from shared.backends.kafka.topics import check_settings, find_epoch, topic_name
+from shared.backends.kafka.topics import EpochTopic, check_settings, find_epoch, topic_name
 from shared.backends.kafka.writing import cut
 from shared.errors import StartError
 from shared.position import Epoch
@@ -87,3 +92,11 @@ def test_batches_are_cut_by_size_and_leave_nothing_out() -> None:
     assert all(len(piece) == 1 or sum(len(record.value) for record in piece) <= BATCH_BYTES for piece in pieces)
     assert len(pieces) == 4
     assert list(cut([])) == []
+
+
+async def test_a_topic_that_a_broker_does_not_know_yet_is_waited_for() -> None:
+    """It was made a moment ago, by another node: that is no topic without copies."""
+    admin: Any = SimpleNamespace(topics=mock.AsyncMock(return_value={}))
+    topic = EpochTopic("cdrs.1-00000007", Epoch(1, 7), 12)
+    with pytest.raises(ConnectionError, match="not every broker knows"):
+        await topics._check(admin, topic, KafkaSettings())  # pyright: ignore[reportPrivateUsage]

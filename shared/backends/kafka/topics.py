@@ -250,8 +250,10 @@ async def _copies(admin: Admin, settings: KafkaSettings) -> tuple[int, int]:
 
 async def _check(admin: Admin, topic: EpochTopic, settings: KafkaSettings) -> None:
     info: Mapping[str, TopicInfo] = await admin.topics()
+    if topic.name not in info:  # another broker answers this time
+        raise ConnectionError(f"topic {topic.name} is new, and not every broker knows of it yet")
     found = await admin.properties(topic.name)
-    found["replication.factor"] = str(info[topic.name].replicas) if topic.name in info else "0"
+    found["replication.factor"] = str(info[topic.name].replicas)
     weak = [each for each in requirements(settings) if not each.meets(found.get(each.name, ""))]
     accepted = [each for each in weak if each.name in settings.accept_weaker and not each.is_fixed]
     refused = [each for each in weak if each not in accepted]
