@@ -33,7 +33,8 @@ from shared.errors import (
 from shared.validation import MediaType, check_idempotency_key, check_key, parse_media_type
 
 SMALL_BODY = 64 * 1024
-"""A body up to here that nobody wants to read is discarded; with a larger one the connection is closed."""
+"""A body up to here that nobody wants to read is discarded; with a larger one the connection is closed. For one that is
+read there is always room (`BodyRoom`)."""
 MAX_BODIES_BYTES = 128 * 1024 * 1024
 """Of all bodies of events and batches that are being read, or were and are not answered yet."""
 

@@ -142,8 +142,7 @@ async def _recover_servers(settings: Settings, clock: Clock) -> Recovery:
     log = settings.log if topic is None else settings.log.model_copy(update={"partitions": topic.partitions})
     async with open_mongo_epochs(settings.store.url, settings.mongo, logger.warning) as epochs:
         stored = await epochs.succession()
-        left = await epochs.finish(topic.epoch, stored) if topic is not None else None
-        if topic is not None and left is not None:
+        if topic is not None and (left := await epochs.finish(topic.epoch, stored)) is not None:
             found = Findings(left.epoch, topic.partitions, ends=dict(left.stops), events=sum(left.stops.values()))
             return Recovery(f"Kafka at {address}", found, [], topic.epoch)
         begun = topic.epoch if topic is not None and stored.unknown_to(topic.epoch) else None

@@ -362,20 +362,20 @@ class UnsupportedMediaType(ClientError):
     title = "The content type is not supported"
 
 
-class MisdirectedRequest(ClientError):
-    """The Host field names another host than a gateway that only this machine reaches (RFC 9110, 15.5.20)."""
-
-    status = 421
-    problem = "misdirected-request"
-    title = "The request is for another host"
-
-
 class UnsupportedEncoding(ClientError):
     """Request bodies are taken without Content-Encoding only."""
 
     status = 415
     problem = "unsupported-encoding"
     title = "The content encoding is not supported"
+
+
+class MisdirectedRequest(ClientError):
+    """The Host field names another host than a gateway that only this machine reaches (RFC 9110, 15.5.20)."""
+
+    status = 421
+    problem = "misdirected-request"
+    title = "The request is for another host"
 
 
 class IdempotencyMismatch(ClientError):

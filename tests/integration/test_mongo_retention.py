@@ -234,12 +234,17 @@ async def test_a_new_epoch_goes_on_with_it(store: MongoStore) -> None:
         assert plain_client()[DATABASE].events.count_documents({}) == 295
 
 
-async def test_a_copy_that_outlives_its_original_goes_over_too(store: MongoStore) -> None:
-    """It was stored beyond the window, as the store was away; of the original its identity alone is left."""
+async def outlived(store: MongoStore) -> tuple[Epoch, dict[int, int]]:
+    """Of offset 1 its identity alone is left, and its copy, stored beyond the window as the store was away, stands at
+    1000. The epoch that shall take over, and the stops."""
     again = Record(0, 1000, BASE + 3000, *_rest(record(1)))
     await store.persist(FeedBatch(0, 1000, 1001, [again]))
     await expire(store, until(600))
-    new, stops = Epoch.create(EPOCH.ordinal + 1), {0: 1001, 1: 0, 2: 0}
+    return Epoch.create(EPOCH.ordinal + 1), {0: 1001, 1: 0, 2: 0}
+
+
+async def test_a_copy_that_outlives_its_original_goes_over_too(store: MongoStore) -> None:
+    new, stops = await outlived(store)
     async with open_mongo_epochs(database_url(), MongoSettings(driver=DRIVER)) as epochs:
         for _ in range(2):
             await epochs.take_over(SystemClock(), EPOCH, new, stops, await epochs.succession())
@@ -252,10 +257,7 @@ async def test_a_copy_that_outlives_its_original_goes_over_too(store: MongoStore
 
 async def test_where_a_copy_went_over_before_its_original_it_stands_for_it(store: MongoStore) -> None:
     """As an attempt of an earlier version left it."""
-    again = Record(0, 1000, BASE + 3000, *_rest(record(1)))
-    await store.persist(FeedBatch(0, 1000, 1001, [again]))
-    await expire(store, until(600))
-    new, stops = Epoch.create(EPOCH.ordinal + 1), {0: 1001, 1: 0, 2: 0}
+    new, stops = await outlived(store)
     async with open_mongo_epochs(database_url(), MongoSettings(driver=DRIVER)) as epochs:
         with (
             mock.patch.object(Epochs, "_copy_shadows", mock.AsyncMock()),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
@@ -83,6 +84,20 @@ async def _leaves_before_the_last_chunk() -> None:
     assert (sender.totals.stored, sender.totals.retries) == (2, 1)
 
 
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def sending_to(serve: Serve) -> AsyncGenerator[Sender]:
+    """A sender to a server that answers like this; 20 s for all of it."""
+    async with (
+        asyncio.timeout(20),
+        await asyncio.start_server(serve, "127.0.0.1", 0) as server,
+        aiohttp.ClientSession() as session,
+    ):
+        yield Sender(session, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+
+
 async def test_segment_goes_again_as_soon_as_one_of_its_lines_failed() -> None:
     """The rest of the answer is not waited for."""
     problem = b'{"line":1,"problem":{"title":"not now","status":503}}\n'
@@ -101,12 +116,7 @@ async def test_segment_goes_again_as_soon_as_one_of_its_lines_failed() -> None:
         await reader.read()
         writer.close()
 
-    async with (
-        asyncio.timeout(20),
-        await asyncio.start_server(serve, "127.0.0.1", 0) as server,
-        aiohttp.ClientSession() as session,
-    ):
-        sender = Sender(session, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    async with sending_to(serve) as sender:
         await sender.send(LineSource([(1, b"{}"), (2, b"{}")]))
     assert attempts == 2
     assert sender.totals.as_dict() == {"lines": 2, "stored": 2, "duplicates": 0, "failed": 0}
@@ -152,12 +162,7 @@ async def test_what_the_source_fails_with_is_raised_once_all_before_it_is_confir
         await reader.read()
         writer.close()
 
-    async with (
-        asyncio.timeout(20),
-        await asyncio.start_server(serve, "127.0.0.1", 0) as server,
-        aiohttp.ClientSession() as session,
-    ):
-        sender = Sender(session, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    async with sending_to(serve) as sender:
         with pytest.raises(StartError, match="to its end"):
             await sender.send(Damaged())
     assert len(bodies) == 1

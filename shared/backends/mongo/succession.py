@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from pymongo import ReplaceOne, UpdateOne
 from pymongo.errors import BulkWriteError
@@ -105,11 +105,11 @@ class Epochs:
             pass  # what retention was about to do becomes shadows, or its identities would be lost
         events = 0
         for partition, stop in stops.items():
-            floor = _Floor(partition_key(old, partition), partition_key(new, partition))
+            keys = partition_key(old, partition), partition_key(new, partition)
             # First what is known of deleted events: a copy of one that stands behind it is a second copy then.
-            await self._copy_shadows(floor)
+            await self._copy_shadows(*keys)
             events += await _copy(before, after, partition, stop)
-            await self._copy_floor(floor)
+            await self._copy_floor(*keys)
         former = [
             FormerEpoch(each.epoch, {p: min(each.stops.get(p, 0), stop) for p, stop in stops.items()})
             for each in succession.former.get(old, ())
@@ -142,14 +142,14 @@ class Epochs:
                 return False
         return True
 
-    async def _copy_shadows(self, floor: _Floor) -> None:
+    async def _copy_shadows(self, old: bytes, new: bytes) -> None:
         """What copies are known by of the events that retention has deleted."""
-        for found in await self._calls.read(lambda: fetch(self._database, floors_of([floor.old]))):
+        for found in await self._calls.read(lambda: fetch(self._database, floors_of([old]))):
             at, stop = int(found.get("gone", 0)), int(found.get("next", 0))
             while at < stop:
-                query = records_between(floor.old, at, stop, streams=None, backwards=False, limit=PAGE)
+                query = records_between(old, at, stop, streams=None, backwards=False, limit=PAGE)
                 page = await self._calls.read(lambda query=query: fetch(self._database, query))  # type: ignore[misc]
-                await self._write_shadows([_moved(document, floor.new) for document in page if "u" in document])
+                await self._write_shadows([_moved(document, new) for document in page if "u" in document])
                 at = offset_of(page[-1]["_id"]) + 1 if len(page) == PAGE else stop
 
     async def _write_shadows(self, shadows: Sequence[ReplaceOne[Document]]) -> None:
@@ -163,13 +163,13 @@ class Epochs:
         if shadows:
             await self._calls.write(write)
 
-    async def _copy_floor(self, floor: _Floor) -> None:
+    async def _copy_floor(self, old: bytes, new: bytes) -> None:
         """Where a partition begins."""
-        for found in await self._calls.read(lambda: fetch(self._database, floors_of([floor.old]))):
+        for found in await self._calls.read(lambda: fetch(self._database, floors_of([old]))):
             stop = int(found.get("next", 0))
             marks = {name: int(found[name]) for name in ("gone", "shadows") if name in found}
             said: Document = {"$set": {"next": stop, "cleared": stop, **marks}}
-            await self._write(FLOORS, [UpdateOne({"_id": floor.new}, said, upsert=True)])
+            await self._write(FLOORS, [UpdateOne({"_id": new}, said, upsert=True)])
 
     async def _write(self, collection: str, requests: Sequence[Any]) -> None:
         await self._calls.write(lambda: self._database[collection].bulk_write(requests, ordered=False))
@@ -197,13 +197,6 @@ class Epochs:
             "updates": [{"q": {DROPPING: True}, "u": {"$unset": {DROPPING: ""}}, "multi": True}],
         }
         await self._calls.write(lambda: self._database.command(done))
-
-
-class _Floor(NamedTuple):
-    """Of one partition: its keys before and after."""
-
-    old: bytes
-    new: bytes
 
 
 def _moved(document: Document, key: bytes) -> ReplaceOne[Document]:
