@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from cdrs.judgement import Verdict
 from cdrs.lane import BaseLane, Batch, Waiting, settle_duplicate
 from shared.errors import CdrsError, ClientError, OutcomeUnknown, StaleStream
-from shared.records import Duplicate, NewEvent, Record, Settlement
+from shared.records import Duplicate, Entry, NewEvent, Record, Settlement
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class DecidingLane(BaseLane):
         self._unread.append(batch)
         return events
 
-    def appended(self, outcome: Sequence[Duplicate | None] | Exception) -> None:
+    def appended(self, outcome: Sequence[Entry] | Exception) -> None:
         """How the append of the batch ended."""
         batch, self._storing = self._storing, None
         if batch is None:
@@ -90,11 +90,11 @@ class DecidingLane(BaseLane):
             self._is_wanted = True
             self._wants(self)
 
-    def _stored(self, batch: Batch, entries: Sequence[Duplicate | None]) -> None:
+    def _stored(self, batch: Batch, entries: Sequence[Entry]) -> None:
         batch.appended = True
         if any(entries):
             for slot, entry in enumerate(entries):
-                if entry is not None:
+                if isinstance(entry, Duplicate):
                     self._fill_duplicate(batch, slot, entry)
         self._answer_if_complete(batch)
         if not batch.is_over and batch.abandoned():

@@ -13,7 +13,7 @@ from cdrs.lane import Append, Batch, Lane, settle_duplicate
 from cdrs.tasks import Wakeup
 from shared.errors import OutcomeUnknown, StaleStream, Unavailable
 from shared.ports import EventStore
-from shared.records import Duplicate, NewEvent, Record, Settlement
+from shared.records import Duplicate, Entry, NewEvent, Record, Settlement
 
 ATTEMPTS = 8
 """How often an event that was judged void is looked up and appended again."""
@@ -72,7 +72,8 @@ class JudgedLane(Lane):
             self._judged.set()
 
     def _read_back(self, batch: Batch, slot: int, record: Record, verdict: Verdict) -> None:
-        """A record with the identity of one of ours. Even if another node wrote it, it is where the event stands."""
+        """A record with the identity of one of ours. Even if another node wrote it, it is where the event stands; see
+        `_credit`."""
         if verdict.kind is Kind.VOID or verdict.first == UNKNOWN:
             self._again.append(slot)
         elif verdict.kind is Kind.VISIBLE:
@@ -147,10 +148,19 @@ class JudgedLane(Lane):
             return []
         self._again = []
         batch.slots = {batch.events[slot].identity: slot for slot in absent}
-        await self._append(self.partition, [batch.events[slot] for slot in absent], base)
+        entries = await self._append(self.partition, [batch.events[slot] for slot in absent], base)
         self._has_appended = True
         await self._read_all(batch)
+        self._credit(batch, absent, entries)
         return sorted(self._again)
+
+    @staticmethod
+    def _credit(batch: Batch, slots: Sequence[int], entries: Sequence[Entry]) -> None:
+        """Where another node's record of the same event came before ours, it is that node's sender who stored it."""
+        for slot, own in zip(slots, entries, strict=True):
+            stored = batch.results[slot]
+            if stored is not None and isinstance(own, int) and 0 <= stored.offset < own:
+                batch.fill(slot, msgspec.structs.replace(stored, duplicate=True))
 
     async def _read_all(self, batch: Batch) -> None:
         loop = asyncio.get_running_loop()

@@ -18,7 +18,7 @@ from shared.direct import Appended, DirectLog, HandedOver
 from shared.errors import CdrsError, InvalidRequest, OutcomeUnknown, Overloaded, StaleEpoch, Unavailable
 from shared.ports import EventLog, EventStore
 from shared.position import Epoch
-from shared.records import Duplicate, NewEvent, Record, Settlement
+from shared.records import Entry, NewEvent, Record, Settlement
 from shared.settings import NodeSettings
 from shared.telemetry import Telemetry
 
@@ -230,19 +230,19 @@ class Ingest:
                 self._tasks.create_task(self._append_one(partition, events, appended))
 
     async def _append_one(self, partition: int, events: Sequence[NewEvent], appended: Appended) -> None:
-        outcome: Sequence[Duplicate | None] | Exception
+        outcome: Sequence[Entry] | Exception
         try:
             outcome = await self._log.append(partition, events, base=0)
         except Exception as error:  # noqa: BLE001 -- the lane logs what is no answer
             outcome = error
         appended(outcome)
 
-    def _appended(self, lane: DecidingLane, started: float, outcome: Sequence[Duplicate | None] | Exception) -> None:
+    def _appended(self, lane: DecidingLane, started: float, outcome: Sequence[Entry] | Exception) -> None:
         if self._telemetry is not None and not isinstance(outcome, Exception):
             self._telemetry.append_took(self._clock.monotonic() - started)
         lane.appended(outcome)
 
-    async def _append_to_log(self, partition: int, events: Sequence[NewEvent], base: int) -> Sequence[Duplicate | None]:
+    async def _append_to_log(self, partition: int, events: Sequence[NewEvent], base: int) -> Sequence[Entry]:
         started = self._clock.monotonic()
         entries = await self._log.append(partition, events, base=base)
         if self._telemetry is not None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from cdrs.judgement import Verdict
 from cdrs.tasks import Wakeup
 from shared.errors import CdrsError, ClientError, IdempotencyMismatch, OutcomeUnknown, StaleStream, Unavailable
-from shared.records import Duplicate, NewEvent, Record, Settlement
+from shared.records import Duplicate, Entry, NewEvent, Record, Settlement
 
 BATCH_EVENTS = 4096
 BATCH_BYTES = 8 * 1024 * 1024
@@ -18,7 +18,7 @@ IDLE_WAIT = 60.0
 EVENT_OVERHEAD = 256
 """Bytes that an event costs beyond its value while it waits; a round figure."""
 
-Append = Callable[[int, Sequence[NewEvent], int], Awaitable[Sequence[Duplicate | None]]]
+Append = Callable[[int, Sequence[NewEvent], int], Awaitable[Sequence[Entry]]]
 """`EventLog.append` with its stopwatch: partition, events, base."""
 
 

@@ -8,9 +8,9 @@ from typing import Protocol, runtime_checkable
 
 from shared.errors import CdrsError
 from shared.position import Epoch
-from shared.records import Duplicate, NewEvent, Settlement
+from shared.records import Entry, NewEvent, Settlement
 
-Appended = Callable[[Sequence[Duplicate | None] | Exception], None]
+Appended = Callable[[Sequence[Entry] | Exception], None]
 """Told how an append ended: what `EventLog.append` returns or raises."""
 
 

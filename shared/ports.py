@@ -16,6 +16,7 @@ import msgspec
 from shared.position import Epoch
 from shared.records import (
     Duplicate,
+    Entry,
     FeedBatch,
     ForeignRecord,
     HistoryPage,
@@ -48,12 +49,13 @@ class EventLog(Protocol):
         False: the appender must look identities up first, and readers judge records (`cdrs.judgement`)."""
         ...
 
-    async def append(self, partition: int, events: Sequence[NewEvent], *, base: int) -> Sequence[Duplicate | None]:
+    async def append(self, partition: int, events: Sequence[NewEvent], *, base: int) -> Sequence[Entry]:
         """Append events to a partition, in order, all or none.
 
-        Returns one entry for each event: None = it is in the log, durable as the profile promises, and every tail will
-        read it; a `Duplicate` = its identity was there before (in the log, or earlier in this very call) and nothing
-        was written for it. Logs that do not decide identity return None throughout.
+        Returns one entry for each event: an offset or None = it is in the log, durable as the profile promises, and
+        every tail will read it; a `Duplicate` = its identity was there before (in the log, or earlier in this very
+        call) and nothing was written for it. Logs that do not decide identity return no `Duplicate`, and an offset only
+        for what they have written once: only then can its appender tell its own record from a copy.
         ``base`` is the offset the caller's tail had reached when it looked the identities up.
 
         Raises `Unavailable`: none of them is or will be in the log. `OutcomeUnknown`: any or all may be.

@@ -111,6 +111,11 @@ class Duplicate(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Whether value and ordering key are those of the event that was refused as its copy."""
 
 
+Entry = Duplicate | int | None
+"""What an append made of an event: a `Duplicate` = its identity was there before, and nothing was written; else it is
+in the log, at this offset, or where the log did not tell (None)."""
+
+
 class Settlement(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How one event of a handoff ended. Either stored (or found stored) at an offset, or refused with a problem."""
 

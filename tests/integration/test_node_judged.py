@@ -48,6 +48,7 @@ async def test_the_same_event_through_two_nodes_at_once_is_visible_once(judged_l
         log.open_for_appends.set()
         answers = await asyncio.gather(*tasks)
         assert [s.offset for s in answers[0]] == [s.offset for s in answers[1]] == list(range(10))
+        assert [[s.duplicate for s in answer] for answer in answers] == [[False] * 10, [True] * 10]
         assert len(log.records[0]) == 20
         assert await read_feed(one, log, 20) == await read_feed(two, log, 20) == [e.value for e in events(range(10))]
 

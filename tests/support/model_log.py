@@ -15,6 +15,7 @@ from shared.position import Epoch
 from shared.records import (
     DataKind,
     Duplicate,
+    Entry,
     FeedBatch,
     HistoryPage,
     LogBatch,
@@ -81,7 +82,7 @@ class ModelLog:
         self.open_for_appends.set()
         self.open_for_tails.set()
 
-    async def append(self, partition: int, events: Sequence[NewEvent], *, base: int) -> Sequence[Duplicate | None]:
+    async def append(self, partition: int, events: Sequence[NewEvent], *, base: int) -> Sequence[Entry]:
         self.begun += 1
         await asyncio.sleep(0)
         await self.open_for_appends.wait()
@@ -91,7 +92,7 @@ class ModelLog:
         self.batches.append(len(events))
         return [self.write(partition, event, base=base) for event in events]
 
-    def write(self, partition: int, event: NewEvent, *, base: int) -> Duplicate | None:
+    def write(self, partition: int, event: NewEvent, *, base: int) -> Entry:
         """Append one event, as any process may at any time."""
         known = self.places.get(event.identity)
         if known is not None:
@@ -105,7 +106,8 @@ class ModelLog:
         records.append(record)
         if self.decides_identity:
             self.places[event.identity] = record
-        return None
+            return None
+        return record.offset
 
     def tail(self, positions: Mapping[int, int]) -> ModelTail:
         return ModelTail(self, dict(positions))

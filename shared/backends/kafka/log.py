@@ -18,12 +18,12 @@ from shared.backends.kafka.producing import Producers
 from shared.backends.kafka.progress import Progress
 from shared.backends.kafka.tail import KafkaTail
 from shared.backends.kafka.topics import EpochTopic, open_topic
-from shared.backends.kafka.writing import NOT_SENT, PartitionWriter
+from shared.backends.kafka.writing import PartitionWriter
 from shared.clock import Clock
 from shared.errors import StartError, Unavailable
 from shared.offers import Replicas
 from shared.position import Epoch
-from shared.records import Duplicate, ForeignRecord, NewEvent
+from shared.records import Entry, ForeignRecord, NewEvent
 from shared.settings import KafkaSettings, LogSettings
 
 _logger = logging.getLogger(__name__)
@@ -78,16 +78,17 @@ class KafkaLog:
         """Name of the topic."""
         return self._topic.name
 
-    async def append(self, partition: int, events: Sequence[NewEvent], *, base: int) -> Sequence[Duplicate | None]:
+    async def append(self, partition: int, events: Sequence[NewEvent], *, base: int) -> Sequence[Entry]:
         """See `EventLog.append`. More than about 1 MiB goes in several batches: then "all or none" holds only where it
         does not raise."""
         writer = self._writers[partition]
         records = encode(events, epoch=self.epoch, base=base, floor_ms=self._progress.append_ms[partition])
         if records:
-            end = await writer.append(records)
-            if end != NOT_SENT:
-                self._progress.stored(partition, end)
-        return [None] * len(events)
+            offsets = await writer.append(records)
+            if (last := offsets[-1]) is not None:
+                self._progress.stored(partition, last + 1)
+            return offsets
+        return []
 
     def tail(self, positions: Mapping[int, int]) -> KafkaTail:
         """See `EventLog.tail`."""

@@ -9,7 +9,7 @@ from shared.errors import Gone
 from shared.offers import Replicas
 from shared.ports import LogTail
 from shared.position import Epoch
-from shared.records import Duplicate, ForeignRecord, FormerEpoch, LogBatch, NewEvent, Record
+from shared.records import Entry, ForeignRecord, FormerEpoch, LogBatch, NewEvent, Record
 
 
 class ShiftedLog:
@@ -45,9 +45,11 @@ class ShiftedLog:
         """See `SuccessorLog.origins`."""
         return dict(enumerate(self._bases))
 
-    async def append(self, partition: int, events: Sequence[NewEvent], *, base: int) -> Sequence[Duplicate | None]:
+    async def append(self, partition: int, events: Sequence[NewEvent], *, base: int) -> Sequence[Entry]:
         """See `EventLog.append`."""
-        return await self._log.append(partition, events, base=max(base - self._bases[partition], 0))
+        shift = self._bases[partition]
+        entries = await self._log.append(partition, events, base=max(base - shift, 0))
+        return [entry + shift if isinstance(entry, int) else entry for entry in entries]
 
     def tail(self, positions: Mapping[int, int]) -> LogTail:
         """See `EventLog.tail`."""

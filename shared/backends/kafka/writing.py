@@ -16,8 +16,6 @@ from shared.settings import KafkaSettings
 
 BATCH_OVERHEAD: Final = 128
 RETRY_AFTER: Final = 1.0
-NOT_SENT: Final = -1
-"""In place of an offset: not known."""
 
 
 class Refused(Unavailable):
@@ -27,12 +25,14 @@ class Refused(Unavailable):
 class _Batch:
     """Records that go to the brokers in one piece, as often as it takes."""
 
-    __slots__ = ("future", "producer", "records", "sent", "was_sent")
+    __slots__ = ("future", "is_again", "producer", "records", "sent", "was_sent")
 
     def __init__(self, records: Sequence[Outgoing]) -> None:
         self.records = records
         self.was_sent = False
         """Whether it may be in the log."""
+        self.is_again = False
+        """Whether it was sent more than once, so that it may be in the log more than once."""
         self.sent = 0.0
         """When it was given to its present producer, on the loop's clock."""
         self.producer: Producer | None = None
@@ -54,19 +54,20 @@ class PartitionWriter:
         self._turn = asyncio.Lock()
         self._unsettled: _Batch | None = None
 
-    async def append(self, records: Sequence[Outgoing]) -> int:
-        """Append in order; returns the offset behind the last record, or `NOT_SENT` if the brokers did not tell.
+    async def append(self, records: Sequence[Outgoing]) -> list[int | None]:
+        """Append in order; returns the offset of each record, or None where the brokers did not tell the one place
+        where it is.
 
         Raises `Unavailable` (nothing was or will be stored) or `OutcomeUnknown`.
         """
         deadline = asyncio.get_running_loop().time() + self._settings.append_timeout
         async with self._in_turn(deadline):
             await self._settle_earlier(deadline)
-            end = NOT_SENT
+            offsets: list[int | None] = []
             for number, piece in enumerate(cut(records)):
                 batch = self._unsettled = _Batch(piece)
                 try:
-                    end = await self._settle(batch, deadline)
+                    first = await self._settle(batch, deadline)
                 except Unavailable as error:
                     if number:
                         raise OutcomeUnknown("only a part of the events was stored") from error
@@ -74,7 +75,8 @@ class PartitionWriter:
                 finally:
                     if not batch.was_sent:
                         self._unsettled = None
-            return end
+                offsets += [None] * len(piece) if first is None else range(first, first + len(piece))
+            return offsets
 
     @asynccontextmanager
     async def _in_turn(self, deadline: float) -> AsyncGenerator[None]:
@@ -98,8 +100,9 @@ class PartitionWriter:
         except OutcomeUnknown as error:
             raise _earlier("is not settled") from error
 
-    async def _settle(self, batch: _Batch, deadline: float) -> int:
-        """Bring a batch into the log. What it leaves in `_unsettled` may be there or come there."""
+    async def _settle(self, batch: _Batch, deadline: float) -> int | None:
+        """Bring a batch into the log; returns the offset of its first record, where that is known and no copy can be
+        before it. What it leaves in `_unsettled` may be there or come there."""
         loop = asyncio.get_running_loop()
         while True:
             if batch.future is None or batch.producer is None:
@@ -116,7 +119,7 @@ class PartitionWriter:
                 if error is None:
                     self._unsettled = None
                     offset = int(batch.future.result().offset)
-                    return offset + len(batch.records) if offset >= 0 else NOT_SENT
+                    return offset if offset >= 0 and not batch.is_again else None
                 self._take_back(batch, describe(error))
                 if is_refusal(error):
                     self._unsettled = None
@@ -145,6 +148,7 @@ class PartitionWriter:
             self._unsettled = None
             raise Refused("an event is larger than the log takes") from error
         else:
+            batch.is_again = batch.was_sent
             batch.producer, batch.was_sent = producer, True
             batch.sent = asyncio.get_running_loop().time()
 

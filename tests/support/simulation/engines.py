@@ -15,7 +15,18 @@ import msgspec
 from shared.errors import Gone, InternalError, OutcomeUnknown, StaleStream, StreamConflict, Unavailable
 from shared.ports import Beat, Member
 from shared.position import Epoch
-from shared.records import Duplicate, Expiry, FeedBatch, HistoryPage, LogBatch, NewEvent, PageQuery, Record, StreamInfo
+from shared.records import (
+    Duplicate,
+    Entry,
+    Expiry,
+    FeedBatch,
+    HistoryPage,
+    LogBatch,
+    NewEvent,
+    PageQuery,
+    Record,
+    StreamInfo,
+)
 
 if TYPE_CHECKING:
     from simulation.world import Process, World
@@ -42,7 +53,7 @@ class Log:
         self.is_away = False
         self.grown = asyncio.Event()
 
-    def write(self, partition: int, events: Sequence[NewEvent], base: int, who: str) -> list[Duplicate | None]:
+    def write(self, partition: int, events: Sequence[NewEvent], base: int, who: str) -> list[Entry]:
         """Append, all at once."""
         entries = [self._write(partition, event, base) for event in events]
         self.world.trace("log", who, partition, base, self.ends[partition], [e.value[-24:] for e in events])
@@ -54,7 +65,7 @@ class Log:
         self.grown.set()
         self.grown = asyncio.Event()
 
-    def _write(self, partition: int, event: NewEvent, base: int) -> Duplicate | None:
+    def _write(self, partition: int, event: NewEvent, base: int) -> Entry:
         known = self.places.get(event.identity)
         if known is not None:
             same = known.value == event.value and known.key == event.key
@@ -69,7 +80,8 @@ class Log:
         self.ends[partition] += 1
         if self.decides_identity:
             self.places[event.identity] = record
-        return None
+            return None
+        return record.offset
 
     def trim(self, partition: int, below: int) -> None:
         """Let go of what is below, or of a part of it."""
@@ -111,7 +123,7 @@ class LogHandle:
         self.partitions = log.partitions
         self.decides_identity = log.decides_identity
 
-    async def append(self, partition: int, events: Sequence[NewEvent], *, base: int) -> Sequence[Duplicate | None]:
+    async def append(self, partition: int, events: Sequence[NewEvent], *, base: int) -> Sequence[Entry]:
         log, world, chaos = self._log, self._log.world, self._log.world.weather
         who = self._process.name
         await self._process.call(chaos.delay())
