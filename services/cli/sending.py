@@ -1,15 +1,17 @@
 """Sending many events as NDJSON: in order, with retries that add nothing.
 
 The lines go out in segments. A segment is one request; it is confirmed by the summary that ends its answer. Where the
-connection breaks, or the answer says that a retry helps, the same segment goes again, bytes and ids unchanged, and
-nothing newer before it: what was stored the first time is answered as a duplicate.
+connection breaks, or the answer says that a retry helps, its lines go again, bytes and ids unchanged, and nothing newer
+before them: what was stored the first time is answered as a duplicate. Each time only the first half of them goes,
+until a server that is hard put to it gets through with it; from then on each segment may be twice as large.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -98,22 +100,50 @@ class LineSource:
         return next(self._pieces, None)
 
 
+class Unsent:
+    """A source that takes pieces back, and whose end or failure comes again whenever it is asked."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._back: deque[Piece] = deque()
+        self._is_at_end = False
+        self._failure: Exception | None = None
+
+    async def next(self) -> Piece | None:
+        """As `Source.next`."""
+        if self._back:
+            return self._back.popleft()
+        if self._failure is not None:
+            raise self._failure
+        if self._is_at_end:
+            return None
+        try:
+            piece = await self._source.next()
+        except Exception as error:
+            self._failure = error
+            raise
+        self._is_at_end = piece is None
+        return piece
+
+    def take_back(self, pieces: Sequence[Piece]) -> None:
+        """These come next, in this order."""
+        self._back.extendleft(reversed(pieces))
+
+
 class Segment:
     """Lines that travel in one request. Filled while it is sent, kept until it is confirmed."""
 
-    def __init__(self, source: Source, first: Piece) -> None:
+    def __init__(self, source: Unsent, first: Piece, most_lines: int) -> None:
+        """``most_lines``: it takes no piece more once it has so many."""
         self._source = source
         self._pieces = [first]
-        self._closed = False
+        self._most_lines = most_lines
         self._ends = asyncio.get_running_loop().time() + SEGMENT_SECONDS
         self.numbers = list(first.numbers)
         self._bytes = len(first.data)
-        self.at_end = False
-        """The source has no more."""
-        self.failure: Exception | None = None
-        """What the source failed with, behind these lines."""
+        self._closed = self._is_full()
 
-    async def body(self) -> AsyncIterator[bytes]:
+    async def body(self) -> AsyncGenerator[bytes]:
         """The request body, from its first byte: what is there already, then what comes."""
         at = 0
         while True:
@@ -130,19 +160,27 @@ class Segment:
         try:
             async with asyncio.timeout(IDLE):
                 piece = await self._source.next()
-                self.at_end = piece is None
-        except TimeoutError:
+        except Exception:  # noqa: BLE001, S110 -- nothing came in time; or the source failed, and says so again
             pass
-        except Exception as error:  # noqa: BLE001 -- raised by `Sender.send`; aiohttp would take it for the connection's
-            self.failure = error
         if piece is None:
             self._closed = True
             return
         self._pieces.append(piece)
         self.numbers += piece.numbers
         self._bytes += len(piece.data)
+        self._closed = self._is_full()
+
+    def _is_full(self) -> bool:
         is_old = asyncio.get_running_loop().time() >= self._ends
-        self._closed = is_old or len(self.numbers) >= SEGMENT_LINES or self._bytes >= SEGMENT_BYTES
+        return is_old or len(self.numbers) >= self._most_lines or self._bytes >= SEGMENT_BYTES
+
+    def cut(self) -> None:
+        """Give the second half back to the source, and take nothing more. Nobody may be reading the body."""
+        self._closed = True
+        kept = (len(self._pieces) + 1) // 2
+        self._source.take_back(self._pieces[kept:])
+        del self._pieces[kept:]
+        self.numbers = [number for piece in self._pieces for number in piece.numbers]
 
 
 class Sender:
@@ -164,18 +202,17 @@ class Sender:
         self._receipts = receipts
         self._on_failure = on_failure
         self._on_retry = on_retry
+        self._room = SEGMENT_LINES
+        """Lines of the next segment, about."""
         self.totals = Totals()
 
     async def send(self, source: Source) -> None:
         """Everything. Raises `Unavailable` when a segment cannot be settled in time, what the gateway refused it with,
         or what the source failed with once all that came before it is confirmed."""
-        while (first := await source.next()) is not None:
-            segment = Segment(source, first)
-            await self._settle_segment(segment)
-            if segment.failure is not None:
-                raise segment.failure
-            if segment.at_end:
-                return
+        unsent = Unsent(source)
+        while (first := await unsent.next()) is not None:
+            await self._settle_segment(Segment(unsent, first, self._room))
+            self._room = min(2 * self._room, SEGMENT_LINES)
 
     async def _settle_segment(self, segment: Segment) -> None:
         loop = asyncio.get_running_loop()
@@ -197,6 +234,8 @@ class Sender:
             self.totals.retries += 1
             self._on_retry(reason, wait)
             await asyncio.sleep(wait)
+            segment.cut()
+            self._room = len(segment.numbers)
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _attempt(self, segment: Segment) -> None:

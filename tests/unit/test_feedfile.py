@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
 from services.cli.demo import generated_lines
 from services.cli.feedfile import Mapper, UnusableLine, line_id, open_feed_file, stream_token
-from services.cli.sending import LineSource, Segment, pieces_of
+from services.cli.sending import LineSource, Segment, Unsent, pieces_of
 from shared.errors import StartError
 
 LINE = (
@@ -102,19 +103,36 @@ def test_pieces_hold_every_line_once_in_order() -> None:
     assert len(pieces) > 5
 
 
-async def test_a_segment_can_be_sent_again_from_its_first_byte() -> None:
-    source = LineSource((number, b"x" * 1000) for number in range(1, 1001))
+async def begun_segment() -> tuple[Unsent, Segment, list[bytes]]:
+    """A thousand lines, of which three pieces were sent when it broke off."""
+    source = Unsent(LineSource((number, b"x" * 1000) for number in range(1, 1001)))
     first = await source.next()
     assert first is not None
-    segment = Segment(source, first)
-    cut = segment.body()
-    begun = [await anext(cut), await anext(cut), await anext(cut)]
-    await cut.aclose()
+    segment = Segment(source, first, 10_000)
+    async with aclosing(segment.body()) as body:
+        begun = [await anext(body), await anext(body), await anext(body)]
+    return source, segment, begun
+
+
+async def test_a_segment_can_be_sent_again_from_its_first_byte() -> None:
+    source, segment, begun = await begun_segment()
     again = [piece async for piece in segment.body()]
     assert again[:3] == begun
     assert b"".join(again) == (b"x" * 1000 + b"\n") * 1000
     assert segment.numbers == list(range(1, 1001))
-    assert segment.at_end
+    assert await source.next() is None
+
+
+async def test_what_is_cut_off_a_segment_comes_next() -> None:
+    source, segment, begun = await begun_segment()
+    numbers: list[int] = []
+    for kept in (2, 1, 1):
+        segment.cut()
+        assert [piece async for piece in segment.body()] == begun[:kept]
+    numbers += segment.numbers
+    while (piece := await source.next()) is not None:
+        numbers += piece.numbers
+    assert numbers == list(range(1, 1001))
 
 
 def test_generated_edits_have_the_samples_shape_and_are_the_same_each_time() -> None:

@@ -14,7 +14,9 @@ import uvloop
 from services.cli.sending import LineSource, Piece, Sender
 from shared.errors import StartError, Unavailable
 
-HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n"
+HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+)
 SUMMARY = b'{"summary":{"stored":2,"duplicates":0,"failed":0}}\n'
 
 
@@ -80,8 +82,8 @@ async def _leaves_before_the_last_chunk() -> None:
         port = server.sockets[0].getsockname()[1]
         sender = Sender(session, f"http://127.0.0.1:{port}/")
         await sender.send(source)
-    assert len(served) == 2
-    assert (sender.totals.stored, sender.totals.retries) == (2, 1)
+    assert len(served) == 3, "one piece at a time, after the first attempt"
+    assert (sender.totals.lines, sender.totals.retries) == (2, 1)
 
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -90,12 +92,18 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 @asynccontextmanager
 async def sending_to(serve: Serve) -> AsyncGenerator[Sender]:
     """A sender to a server that answers like this; 20 s for all of it."""
-    async with (
-        asyncio.timeout(20),
-        await asyncio.start_server(serve, "127.0.0.1", 0) as server,
-        aiohttp.ClientSession() as session,
-    ):
-        yield Sender(session, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    handlers: set[asyncio.Task[None] | None] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())
+        await serve(reader, writer)
+        writer.close()
+        await writer.wait_closed()
+
+    async with asyncio.timeout(20):
+        async with await asyncio.start_server(handle, "127.0.0.1", 0) as server, aiohttp.ClientSession() as session:
+            yield Sender(session, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        await asyncio.gather(*filter(None, handlers))
 
 
 async def test_segment_goes_again_as_soon_as_one_of_its_lines_failed() -> None:
@@ -114,7 +122,6 @@ async def test_segment_goes_again_as_soon_as_one_of_its_lines_failed() -> None:
         if attempts > 1:
             writer.write(b"0\r\n\r\n")
         await reader.read()
-        writer.close()
 
     async with sending_to(serve) as sender:
         await sender.send(LineSource([(1, b"{}"), (2, b"{}")]))
@@ -160,10 +167,39 @@ async def test_what_the_source_fails_with_is_raised_once_all_before_it_is_confir
         bodies.append(await reader.readuntil(b"\r\n0\r\n\r\n"))
         writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(SUMMARY), SUMMARY))
         await reader.read()
-        writer.close()
 
     async with sending_to(serve) as sender:
         with pytest.raises(StartError, match="to its end"):
             await sender.send(Damaged())
     assert len(bodies) == 1
     assert (sender.totals.lines, sender.totals.retries) == (2, 0)
+
+
+async def test_server_that_gets_through_with_little_at_a_time_only_gets_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails whatever has more than so many lines, and gets all of them in the end, in order."""
+    monkeypatch.setattr("services.cli.sending.FIRST_PAUSE", 0.01)
+    most, failed = 300, 0
+    stored: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal failed
+        await reader.readuntil(b"\r\n\r\n")
+        lines = b""
+        while size := int(await reader.readline(), 16):
+            lines += (await reader.readexactly(size + 2))[:-2]
+        await reader.readexactly(2)
+        taken = lines.splitlines()
+        if len(taken) > most:
+            failed += 1
+            answer = b'{"line":%d,"problem":{"title":"not now","status":503}}\n' % most
+        else:
+            stored.extend(taken)
+            answer = b'{"summary":{"stored":%d,"duplicates":0,"failed":0}}\n' % len(taken)
+        writer.write(HEAD + b"%x\r\n%b\r\n0\r\n\r\n" % (len(answer), answer))
+
+    sent = [b'{"n":%d,"filling":"%b"}' % (number, b"x" * 600) for number in range(3000)]
+    async with sending_to(serve) as sender:
+        await sender.send(LineSource(enumerate(sent, 1)))
+    assert stored == sent
+    assert sender.totals.lines == sender.totals.stored == 3000
+    assert sender.totals.retries == failed < 20
