@@ -38,7 +38,8 @@ def payload_of(value: bytes) -> tuple[str, str, str]:
 
 
 class Publisher:
-    """Sends requests one after the other; repeats each, at any gateway, until all of it is settled, or tries once."""
+    """Sends requests one after the other, or each by two gateways at once; repeats it, at any gateway, until all of it
+    is settled, or tries once."""
 
     def __init__(self, world: World, name: str) -> None:
         self.history = Actor(name)
@@ -46,9 +47,12 @@ class Publisher:
         self._name = name
         self._random = random.Random(f"{world.seed}/{name}")
         self._once = self._random.random() < 0.25
+        self._doubles = self._random.random() < 0.2
         self._pause = self._random.choice((0.0, 0.02, 0.2))
         self._op = 0
         self._number = 0
+        self._new: set[str] = set()
+        """What was answered as stored by that very request."""
 
     async def run(self) -> None:
         for _ in range(self._world.plan.requests):
@@ -77,7 +81,12 @@ class Publisher:
             if gateway is None or not gateway.context.hub.started:
                 await asyncio.sleep(0.05)
                 continue
-            left = await self._attempt(gateway, left)
+            other = self._world.some_gateway() if self._doubles else None
+            if other is not None and other.context.hub.started:
+                lefts = await asyncio.gather(self._attempt(gateway, left), self._attempt(other, left))
+                left = [draft for draft in lefts[0] if draft in lefts[1]]
+            else:
+                left = await self._attempt(gateway, left)
             if self._once:
                 return
             if left:
@@ -85,20 +94,20 @@ class Publisher:
                 left = drafts if self._random.random() < 0.5 else left
                 await asyncio.sleep(0.05)
 
-    def _write(self, kind: str, draft: Draft, **fields: Any) -> None:
+    def _write(self, kind: str, op: int, draft: Draft, **fields: Any) -> None:
         self.history.write(
-            kind, t=int(self._world.loop.now * 1e9), op=self._op, stream=draft.event.stream, source="/sim",
+            kind, t=int(self._world.loop.now * 1e9), op=op, stream=draft.event.stream, source="/sim",
             id=draft.id, **fields,
         )  # fmt: skip
 
     async def _attempt(self, gateway: GatewayProcess, drafts: list[Draft]) -> list[Draft]:
         """One request; returns what has no receipt."""
-        self._op += 1
+        self._op = op = self._op + 1
         for draft in drafts:
-            self._write("invoke", draft, key=draft.event.key, sha=payload_of(draft.event.value)[2])
+            self._write("invoke", op, draft, key=draft.event.key, sha=payload_of(draft.event.value)[2])
         work = gateway.spawn(self._post(gateway, drafts))
         await asyncio.wait((work,))
-        self._world.trace("answer", self._name, self._op, work.cancelled())
+        self._world.trace("answer", self._name, op, work.cancelled())
         if work.cancelled():
             results: list[Settlement | None] = [None] * len(drafts)
         else:
@@ -106,16 +115,20 @@ class Publisher:
         left: list[Draft] = []
         for draft, result in zip(drafts, results, strict=True):
             if result is None or result.problem == "outcome-unknown":
-                self._write("info", draft, why="unknown")
+                self._write("info", op, draft, why="unknown")
                 left.append(draft)
             elif result.problem in ("unavailable", "overloaded", "stale-stream"):  # all of them are a 503
-                self._write("fail", draft, why=result.problem)
+                self._write("fail", op, draft, why=result.problem)
                 left.append(draft)
             elif result.problem:
                 self._world.verdict.add("phantom", f"{draft.id}: an answer that nobody asked for: {result}")
             else:
                 place = [str(self._world.log.epoch), result.partition, result.offset]
-                self._write("ok", draft, position=place, duplicate=result.duplicate)
+                self._write("ok", op, draft, position=place, duplicate=result.duplicate)
+                if not result.duplicate and draft.id in self._new:
+                    self._world.verdict.add("duplicate", f"two receipts say that {draft.id} is new")
+                elif not result.duplicate:
+                    self._new.add(draft.id)
         return left
 
     async def _post(self, gateway: GatewayProcess, drafts: list[Draft]) -> list[Settlement | None]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import cdrs.dedupe
 import cdrs.history
 import cdrs.judgement
 import cdrs.persist
@@ -136,6 +137,13 @@ def end_not_read() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def copy_taken_for_own() -> Iterator[None]:
+    """A node says that an event is new although another one has stored it a moment before."""
+    with mock.patch.object(cdrs.dedupe.JudgedLane, "_credit", return_value=None):
+        yield
+
+
 BUGS: dict[str, Callable[[], Any]] = {
     "checkpoint-before-durable": checkpoint_before_durable,
     "window-off": window_off,
@@ -145,4 +153,5 @@ BUGS: dict[str, Callable[[], Any]] = {
     "deletion-untold": deletion_untold,
     "window-trimmed": window_trimmed,
     "end-not-read": end_not_read,
+    "copy-taken-for-own": copy_taken_for_own,
 }
