@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import httptools
 import orjson
@@ -20,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway.hosts import is_near
+from gateway.lingering import LingeringTransport
 from gateway.origin import Origin
 from gateway.problems import problem_document, problem_headers
 from shared.descriptors import Room
@@ -34,14 +34,13 @@ from shared.errors import (
 )
 from shared.settings import GatewaySettings
 
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
+
 MAX_TARGET = 8 * 1024
 """Longest request target, in bytes."""
 MAX_UNWANTED = 64 * 1024
 """Bytes of a body that are thrown away after its request was answered, before the connection is closed."""
-LINGER = 2.0
-"""Seconds in which a client can take an answer that came before it had sent everything."""
-CLOSE_TIMEOUT = 10.0
-"""Seconds in which a client has to take what was written before a close."""
 
 ALLOW = "DELETE, GET, HEAD, OPTIONS, POST, PUT"
 
@@ -84,6 +83,8 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         self._is_over = False
         """Nothing more is read from this connection."""
         self._head_timer: asyncio.TimerHandle | None = None
+        self._answering: RequestResponseCycle | None = None
+        """The request that is being answered, or was last; `cycle` is the newest."""
         self.is_surplus = False
         """There are nearly too many connections: this one is served one request, and no stream."""
 
@@ -105,6 +106,11 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         cast("LingeringTransport", self.transport).lost()
         super().connection_lost(exc)
+        answering, self._answering = self._answering, None
+        if answering is not None and not answering.response_complete:
+            # uvicorn tells the newest request only, which of several sent ahead is not the one under way.
+            answering.disconnected = True
+            answering.message_event.set()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client ends its side. In the middle of a request that makes the request void; a producer still gets its
@@ -189,6 +195,10 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.is_surplus:
             self.leave_after_answer()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _check_head(self) -> None:
         assert self.parser is not None
@@ -275,6 +285,7 @@ class CdrsHttpProtocol(HttpToolsProtocol):
             made.origin = Origin(made, self.config, self.server_state, self.app_state)
         # The parser and the cycle point back here; without that, all of it goes at once and not with the collector.
         self.parser = self.transport = self.cycle = self.scope = self.flow = None  # type: ignore[assignment]
+        self._answering = None
         return transport, made.origin, bool(keep_alive)
 
     # --- bodies nobody reads ---------------------------------------------------------------------
@@ -352,43 +363,3 @@ def _headers_too_large(limits: GatewaySettings) -> HeadersTooLarge:
     return HeadersTooLarge(
         f"a request has at most {limits.max_headers} header fields of {limits.max_header_bytes} bytes in all"
     )
-
-
-class LingeringTransport:
-    """A transport whose ``close()`` reaches clients that are still sending, and ends for those that do not read.
-
-    Closing a socket with unread input resets the connection, and the client may lose the answer that says why. So the
-    sending side is closed first, and what still comes is thrown away for a moment.
-    """
-
-    def __init__(
-        self, transport: asyncio.Transport, must_linger: Callable[[], bool], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self.inner = self._transport = transport
-        self._must_linger = must_linger
-        self._loop = loop
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def is_closing(self) -> bool:
-        """As of a transport."""
-        return self._timer is not None or self._transport.is_closing()
-
-    def close(self) -> None:
-        """Close once everything is written; idempotent."""
-        if self.is_closing():
-            return
-        if self._must_linger() and self._transport.can_write_eof():
-            self._timer = self._loop.call_later(LINGER, self._transport.abort)
-            self._transport.write_eof()
-            self._transport.resume_reading()
-        else:
-            self._timer = self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
-            self._transport.close()
-
-    def lost(self) -> None:
-        """The connection has ended."""
-        if self._timer is not None:
-            self._timer.cancel()

@@ -326,12 +326,20 @@ def test_half_closed_is_gone(server: ThreadedServer) -> None:
 
 @pytest.mark.parametrize("sent", [0, 10, 1000])
 def test_aborted_handshakes_leave_nothing(server: ThreadedServer, sent: int) -> None:
-    whole = b"GET /v1/streams/bad.abort/events?from=earliest HTTP/1.1\r\nHost: test\r\n\r\n"
     for _ in range(20):
         client = socket.create_connection(("127.0.0.1", server.port), timeout=10)
-        client.sendall(whole[:sent])
+        client.sendall(b"GET /v1/streams/bad.abort/events?from=earliest HTTP/1.1\r\nHost: test\r\n\r\n"[:sent])
         reset(client)
     all_gone(server)
+
+
+def test_vanished_with_requests_sent_ahead(server: ThreadedServer, caplog: pytest.LogCaptureFixture) -> None:
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    client.sendall(b"GET /v1/streams/bad.ahead/events HTTP/1.1\r\nHost: test\r\n\r\n" * 4)
+    assert client.recv(65536)
+    reset(client)
+    all_gone(server)  # the next heartbeat finds it
+    assert not caplog.records
 
 
 def test_resets_in_the_middle_of_everything_harm_nobody(server: ThreadedServer) -> None:
