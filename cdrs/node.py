@@ -184,6 +184,8 @@ class Node:
             found["dedupe"] = f"copies are looked for in memory alone: {self._watched.trouble}"
         if trouble := self._supervisor.trouble:
             found["tasks"] = trouble
+        if self._persister is not None and (trouble := self._persister.trouble):
+            found["persist"] = trouble
         if trouble := replicas_trouble(self._replicas):
             found["replicas"] = trouble
         if self._tail.broken:
@@ -314,10 +316,6 @@ class Node:
             trouble = error.detail or error.title
             self._strain.silence()
         self._strain.fill(self._ingest.fullness)
-        if trouble and not self._log_trouble:
-            logger.warning("the log does not answer: %s", trouble)
-        elif not trouble and self._log_trouble not in {"", NOT_ASKED}:
-            logger.info("the log answers again")
         self._log_trouble = trouble
 
     @property

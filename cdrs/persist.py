@@ -182,6 +182,15 @@ class Persister:
             return {}
         return {partition: max(self._end(partition) - self._from(partition), 0) for partition in self._tail.rings}
 
+    @property
+    def trouble(self) -> str:
+        """Which partitions take no events because the store is too far behind; empty when none."""
+        refused = [partition for partition in self._tail.rings if self.refuses(partition)]
+        if not refused:
+            return ""
+        names = ", ".join(map(str, refused))
+        return f"the store is more than {self._settings.max_lag} records behind; refusing events of partitions {names}"
+
     def refuses(self, partition: int) -> bool:
         """Whether the store is so far behind that the node must take no more events for this partition."""
         ring = self._tail.rings.get(partition)

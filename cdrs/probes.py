@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from shared.clock import Clock
-from shared.health import Checks
+from shared.health import Checks, keep_looking
 
 if TYPE_CHECKING:
     from cdrs.node import Node
@@ -41,6 +41,14 @@ class NodeHealth:
         self._troubled: set[str] = set()
         """What the node once lacked although it served."""
 
+    async def keep_looking(self) -> None:
+        """See `shared.health.keep_looking`."""
+
+        async def look() -> None:
+            self.look()
+
+        await keep_looking(look)
+
     def look(self) -> str:
         """Bring the checks up to date; ``ok``, ``degraded`` (it serves, but something is amiss) or ``unavailable``."""
         checks = self._checks
@@ -61,6 +69,9 @@ class NodeHealth:
         lag = sum(node.lag.values())
         self._started = self._started or node.is_caught_up
         checks.set("tail", trouble="" if node.is_caught_up else _behind(lag), fine=_behind(lag))
+        checks.note_well()
+        if self._telemetry is not None:
+            self._telemetry.checks({name: check.ok for name, check in checks.found.items()})
         if not node.is_ready or not checks.is_ok("log"):
             return "unavailable"
         return "ok" if checks.all_ok else "degraded"

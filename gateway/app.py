@@ -91,5 +91,6 @@ def create_app(context: GatewayContext) -> GatewayApp:
         else [],
     )
     app.state.gateway = context
+    app.state.health = probes.Health(context)
     app.has_short_way = not gateway.cors_origins
     return app

@@ -59,6 +59,8 @@ def node_document(view: MemberView, preferred: Mapping[str, Sequence[int]]) -> d
         **figures,
         "state": view.state.value,
         "age_ms": view.age_ms,
+        "since": rfc3339(view.since.since_ms),
+        "took_ms": view.since.took_ms,
         "preferred": preferred.get(member.key, []),
         "in_set": view.in_set,
         "in_heartbeats": view.in_heartbeats,

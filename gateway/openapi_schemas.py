@@ -54,6 +54,8 @@ EXAMPLE_NODE: Json = {
     "partitions": 12,
     "state": "live",
     "age_ms": 120,
+    "since": "2026-11-28T09:12:44.310Z",
+    "took_ms": 0,
     "preferred": [0, 3, 4, 9],
     "in_set": True,
     "in_heartbeats": True,
@@ -327,6 +329,11 @@ SCHEMAS: Mapping[str, Json] = {
             },
             "state": {"enum": ["live", "suspect", "dead", "draining"], "description": "As this gateway judges it."},
             "age_ms": _number("Since it was last heard."),
+            "since": {"type": "string", "format": "date-time", "description": "When this gateway found it so."},
+            "took_ms": _number(
+                "How long that took. suspect, dead: since it was last heard; live or draining after that: how long it "
+                "was away; else 0."
+            ),
             "preferred": {
                 "type": "array",
                 "items": {"type": "integer"},

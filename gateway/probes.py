@@ -32,7 +32,7 @@ LOG_EVERY = 1.0
 
 
 class Health:
-    """The state of one gateway's surroundings, found out when a probe asks."""
+    """The state of one gateway's surroundings."""
 
     def __init__(self, context: GatewayContext) -> None:
         self._context = context
@@ -85,6 +85,8 @@ class Health:
         for name in self._shown - missing.keys() - {"log"}:
             checks.set(name, trouble="", fine="reached")
         self._shown |= missing.keys()
+        checks.note_well()
+        self._context.telemetry.checks({name: check.ok for name, check in checks.found.items()})
         return checks.found
 
     def _log_size(self) -> str:
@@ -142,11 +144,8 @@ def _alive(views: Iterable[MemberView], role: str) -> list[MemberView]:
 
 
 def health_of(request: Request) -> Health:
-    """The gateway's one `Health`, made by the first probe."""
-    state = request.app.state
-    if not hasattr(state, "health"):
-        state.health = Health(state.gateway)
-    health: Health = state.health
+    """The gateway's one `Health`."""
+    health: Health = request.app.state.health
     return health
 
 

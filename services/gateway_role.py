@@ -29,8 +29,8 @@ from gateway.streams import StreamCatalog
 from services.listening import is_loopback, url_of
 from services.roles import READY_TIMEOUT, Background, member_of, new_incarnation
 from shared.clock import Clock
-from shared.detector import NodeState
 from shared.errors import CdrsError, StaleEpoch, StartError
+from shared.health import keep_looking
 from shared.membership import Load, Membership
 from shared.ports import Member, NodeLink, NodeRegistry
 from shared.settings import Settings
@@ -101,12 +101,7 @@ class GatewayRole:
         self._listeners = [each for each in (listener, own) if each is not None]
         self._local = local
         self._hub = Hub(settings.sse, clock, telemetry)
-
-        def detected(state: NodeState, seconds: float) -> None:
-            if state in {NodeState.SUSPECT, NodeState.DEAD}:
-                telemetry.detected(state.value, seconds)
-
-        membership = Membership(registry, settings, clock, self.member, self._load, on_change=detected)
+        membership = Membership(registry, settings, clock, self.member, self._load, on_change=telemetry.state_changed)
         router = Router(membership, settings, clock, self._connect)
         self.context = GatewayContext(
             settings=settings,
@@ -164,6 +159,7 @@ class GatewayRole:
         background.start(context.dispatcher.run(), "dispatcher")
         background.start(self._hub.run(), "hub")
         background.start(self._follow(), "feeds")
+        background.start(keep_looking(self._app.state.health.look), "health")
         self._serving = background.start(self._serve(), "gateway-server")
         logger.info("gateway serves", extra={"id": self.member.key, "url": self.member.url})
 

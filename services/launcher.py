@@ -125,6 +125,7 @@ async def run_node(settings: Settings, stop: asyncio.Event, on_ready: OnReady) -
             vitals = _watching(settings, clock, telemetry, background)
             doorway = Doorway(door, NodeHealth(clock, telemetry, vitals))
             background.start(doorway.serve(), "node-server")
+            background.start(doorway.health.keep_looking(), "health")
             registry = await stack.enter_async_context(open_registry(settings))
             async with standing_by(registry, settings, clock, doorway):
                 opening = open_ports(settings, clock, registry=registry, waiting=doorway.tell)

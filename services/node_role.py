@@ -81,7 +81,15 @@ class NodeRole:
         self._may_wait = settings.is_distributed
         # Who persists what goes by the picture of the others.
         watches = watches or not ports.store.is_log
-        self._membership = Membership(ports.registry, settings, clock, self.member, self.node.load, watches=watches)
+        self._membership = Membership(
+            ports.registry,
+            settings,
+            clock,
+            self.member,
+            self.node.load,
+            watches=watches,
+            on_change=telemetry.state_changed if watches else None,
+        )
 
     async def start(self, background: Background) -> None:
         """Come up: first the tail, then the door, then the registry."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
 from shared.clock import Clock
 from shared.timestamps import rfc3339
+
+LOOK_EVERY = 2.0
+"""Seconds between two looks of a process at what it needs, whether anybody asks or not."""
+
+logger = logging.getLogger(__name__)
 
 
 class Check(msgspec.Struct):
@@ -21,11 +28,16 @@ class Check(msgspec.Struct):
 
 
 class Checks:
-    """All of them, by name: ``log``, ``store``, ``registry``, …"""
+    """All of them, by name: ``log``, ``store``, ``registry``, … Says in the process's log what becomes amiss, and when
+    it is well again, for how long it was not."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._found: dict[str, Check] = {}
+        self._found_at: dict[str, float] = {}
+        """The times of ``since`` on the monotonic clock."""
+        self._was_well = False
+        """Whether all was well once; what a process lacks before it has come up is no news."""
 
     @property
     def found(self) -> Mapping[str, Check]:
@@ -36,6 +48,10 @@ class Checks:
     def all_ok(self) -> bool:
         """Whether nothing is amiss."""
         return all(check.ok for check in self._found.values())
+
+    def note_well(self) -> None:
+        """The end of a look: from the first one on at which all is well, changes are said."""
+        self._was_well = self._was_well or self.all_ok
 
     def is_ok(self, name: str) -> bool:
         """Whether this was looked at and found right."""
@@ -48,5 +64,24 @@ class Checks:
         before = self._found.get(name)
         if before is not None and before.ok == ok:
             before.detail = detail
-        else:
-            self._found[name] = Check(ok, detail, rfc3339(self._clock.unix_ms()))
+            return
+        now = self._clock.monotonic()
+        if not self._was_well:
+            pass
+        elif not ok:
+            logger.warning("%s: %s", name, detail)
+        elif before is not None:
+            logger.info("%s: %s again, after %.1f s", name, detail, now - self._found_at[name])
+        self._found[name] = Check(ok, detail, rfc3339(self._clock.unix_ms()))
+        self._found_at[name] = now
+
+
+async def keep_looking(look: Callable[[], Awaitable[object]]) -> None:
+    """Look all the time, until cancelled: so what is told is no older than it says, and what comes and goes between two
+    probes is found too."""
+    while True:
+        try:
+            await look()
+        except Exception:  # a look that fails must not end what it looks at
+            logger.exception("the process could not look at what it needs")
+        await asyncio.sleep(LOOK_EVERY)

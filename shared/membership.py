@@ -14,10 +14,12 @@ from weakref import WeakSet
 
 import msgspec
 
+from shared.cancelling import to_the_end
 from shared.clock import Clock
 from shared.detector import Detector, NodeState
 from shared.errors import CdrsError, Unavailable
 from shared.member_changes import Change, Subscription
+from shared.member_states import Since, StateTimes
 from shared.ports import Beat, ChangeSource, Explaining, Member, NodeRegistry
 from shared.process_usage import ProcessUsage
 from shared.settings import Settings
@@ -66,6 +68,8 @@ class MemberView(msgspec.Struct, frozen=True):
     state: NodeState
     age_ms: int
     """Milliseconds since it was last heard, or since it was first expected."""
+    since: Since
+    """Since when it is in this state."""
     in_set: bool
     in_heartbeats: bool
 
@@ -97,7 +101,7 @@ class Membership:
     ) -> None:
         """``watches`` False: join, beat and stay in the set, but leave it to another membership of this process to
         look at the others. The picture then shows nobody else. ``on_change``: told of each new state of another
-        process that was ever heard, and how many seconds before it was last heard."""
+        process that was ever heard, and how many seconds it took (`Since.took_ms`)."""
         self.me = me
         self._on_change = on_change
         self._watches = watches
@@ -128,6 +132,9 @@ class Membership:
         self._known: dict[str, Member] = {me.key: me}
         self._last: dict[str, Beat] = {}
         self._states: dict[str, NodeState] = {me.key: NodeState.LIVE}
+        self._times = StateTimes(clock)
+        self._turned = clock.monotonic()
+        """When the registry was last lost or found."""
         self._subscriptions: WeakSet[Subscription] = WeakSet()
         self._set_changed = asyncio.Event()
 
@@ -155,6 +162,7 @@ class Membership:
             beat=self._own_beat if mine else self._last.get(key),
             state=self._state(key),
             age_ms=round(age * 1000),
+            since=self._times.of(key),
             in_set=key in self._set,
             in_heartbeats=key in self._beats,
         )
@@ -191,7 +199,7 @@ class Membership:
                     due = max(due + interval, self._clock.monotonic() + interval / 4)
                     await self._idle(due)
             finally:
-                await _to_the_end(self._leave())
+                await to_the_end(self._leave())
 
     async def _idle(self, until: float) -> None:
         """Wait for the time of the next beat. Read the set at once when the registry says that it changed: to know who
@@ -317,7 +325,10 @@ class Membership:
 
     def _turn(self, *, ok: bool) -> None:
         if ok != self._is_ok:
-            self._is_ok = ok
+            now, self._is_ok = self._clock.monotonic(), ok
+            if ok and self._trouble:
+                logger.info("the registry is read again, after %.1f s", now - self._turned)
+            self._turned = now
             self._tell(Change("registry", ""))
 
     # --- changes ------------------------------------------------------------------------------
@@ -330,6 +341,7 @@ class Membership:
         before, self._states = self._states, states
         for key in before.keys() - states.keys():
             self._tell(Change("leave", key))
+            self._times.left(key)
         for key, state in states.items():
             if before.get(key) is not state:
                 self._tell(Change(_kind(before.get(key), state), key))
@@ -337,11 +349,9 @@ class Membership:
                     self._note(key, before.get(key), state)
 
     def _note(self, key: str, before: NodeState | None, state: NodeState) -> None:
-        silent = max(self._clock.monotonic() - self._detector.seen(key), 0.0)
-        was = before.value if before is not None else "unknown"
-        logger.info("%s is %s, was %s; last heard %d ms ago", key, state.value, was, round(silent * 1000))
+        seconds = self._times.changed(key, before, state, self._detector.seen(key))
         if self._on_change is not None and key in self._last:
-            self._on_change(state, silent)
+            self._on_change(state, seconds)
 
     def _tell(self, change: Change, *, is_load: bool = False) -> None:
         for subscription in self._subscriptions:
@@ -375,16 +385,3 @@ def _is_same_load(before: Beat, beat: Beat) -> bool:
 def _nameless(key: str) -> Member:
     node_id, _, incarnation = key.rpartition("/")
     return Member(id=node_id, incarnation=incarnation, role="", url="", version="", zone="", capacity=0.0)
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for bounded work even when cancelled meanwhile; the cancellation goes on afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled

@@ -157,6 +157,12 @@ EVENT_LATENCY = MetricSpec(
 REGISTRY_NODES = MetricSpec(
     "cdrs_registry_nodes", "gauge", "Processes in the registry as this process sees them.", ("role", "state")
 )
+CHECK_OK = MetricSpec(
+    "cdrs_check_ok",
+    "gauge",
+    "1 while a check of /readyz?verbose finds what this process needs (log, store, registry, disk, ...), 0 while not.",
+    ("check",),
+)
 DETECTION_SECONDS = MetricSpec(
     "cdrs_detection_duration_seconds",
     "histogram",
@@ -199,6 +205,7 @@ METRICS: tuple[MetricSpec, ...] = (
     SSE_GAPS,
     EVENT_LATENCY,
     REGISTRY_NODES,
+    CHECK_OK,
     DETECTION_SECONDS,
     FAILOVER_SECONDS,
     BUILD_INFO,

@@ -15,9 +15,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from shared.detector import NodeState
 from shared.metrics import (
     APPEND_SECONDS,
     BUILD_INFO,
+    CHECK_OK,
     CONSUMER_LAG,
     DEAD_LETTERS,
     DEDUPE_DEGRADED,
@@ -160,6 +162,7 @@ class Telemetry(Collector):
         self._gaps = made[SSE_GAPS.name] = _Values(SSE_GAPS)
         self._latency = made[EVENT_LATENCY.name] = _Histogram(EVENT_LATENCY)
         self._nodes = made[REGISTRY_NODES.name] = _Values(REGISTRY_NODES)
+        self._checks = made[CHECK_OK.name] = _Values(CHECK_OK)
         self._detection = made[DETECTION_SECONDS.name] = _Histogram(DETECTION_SECONDS)
         self._failover = made[FAILOVER_SECONDS.name] = _Histogram(FAILOVER_SECONDS)
         build = made[BUILD_INFO.name] = _Values(BUILD_INFO)
@@ -267,9 +270,15 @@ class Telemetry(Collector):
         """(role, state) → how many; replaces what was said before. A pair that is gone is told as 0, not forgotten."""
         self._nodes.series = dict.fromkeys(self._nodes.series, 0.0) | {pair: float(n) for pair, n in counts.items()}
 
-    def detected(self, state: str, seconds: float) -> None:
-        """Another process was taken for ``suspect`` or ``dead``, so long after it was last heard."""
-        self._detection.observe(seconds, 1, state)
+    def checks(self, found: Mapping[str, bool]) -> None:
+        """What was looked at, and whether it was well."""
+        self._checks.series |= {(name,): float(ok) for name, ok in found.items()}
+
+    def state_changed(self, state: NodeState, seconds: float) -> None:
+        """Another process is in another state, and it took so long to find that out. Of use where it is taken for
+        suspect or dead."""
+        if state in {NodeState.SUSPECT, NodeState.DEAD}:
+            self._detection.observe(seconds, 1, state.value)
 
     def failover_took(self, cause: str, seconds: float) -> None:
         """A partition is served again."""

@@ -475,7 +475,8 @@ async def test_other_methods_are_not_allowed(cdrs: Client, method: str, path: st
 
 NODE_FIELDS = {
     "id", "incarnation", "role", "url", "version", "zone", "capacity", "seq", "cpu", "memory_bytes", "in_flight",
-    "ewma_ms", "lag_records", "connections", "partitions", "state", "age_ms", "preferred", "in_set", "in_heartbeats",
+    "ewma_ms", "lag_records", "connections", "partitions", "state", "age_ms", "since", "took_ms", "preferred",
+    "in_set", "in_heartbeats",
 }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ DESIGNED = {
     "cdrs_history_questions_total",
     "cdrs_sse_gaps_total",
     "cdrs_event_latency_seconds",
+    "cdrs_check_ok",
     "cdrs_registry_nodes",
     "cdrs_detection_duration_seconds",
     "cdrs_failover_duration_seconds",

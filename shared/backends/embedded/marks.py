@@ -101,7 +101,10 @@ async def _mark(folder: Path, log: _Log) -> None:
     try:
         while True:
             await asyncio.sleep(INTERVAL)
-            last = await asyncio.to_thread(_advance, folder, log, last)
+            try:
+                last = await asyncio.to_thread(_advance, folder, log, last)
+            except Exception:  # the mark is a hint: the log goes on without
+                _logger.exception("the mark of the log could not be written; trying again")
     finally:
         _advance(folder, log, last)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -25,8 +24,6 @@ from shared.offers import Replicas
 from shared.position import Epoch
 from shared.records import Entry, ForeignRecord, NewEvent
 from shared.settings import KafkaSettings, LogSettings
-
-_logger = logging.getLogger(__name__)
 
 
 class KafkaLog:
@@ -170,17 +167,11 @@ async def open_kafka_log(
     producers = Producers(connection, lambda reason: hooks.replaced("producer", reason))
     # Not a TaskGroup: that would wrap whatever the user of this context raises.
     running = asyncio.create_task(producers.run(), name="kafka producers")
-    running.add_done_callback(_say_if_failed)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(_end, running)
         log = KafkaLog(topic, connection, producers, clock=clock, read_timeout=settings.read_timeout, hooks=hooks)
         stack.push_async_callback(log.close)
         yield log
-
-
-def _say_if_failed(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _logger.critical("no new producers can be made any more: this is a defect", exc_info=error)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from shared.backends.kafka.client import CLIENT_ERRORS, Connection, ProducerClient, describe
 from shared.backends.kafka.codec import Outgoing
+from shared.cancelling import is_cancelled
 from shared.errors import Unavailable
 
 FIRST_PAUSE: Final = 0.05
@@ -48,8 +49,10 @@ class Producer:
             if self._under_way and grace > 0:
                 await asyncio.wait(set(self._under_way), timeout=grace)
         finally:
-            await self._client.stop()
-            self.ended.set_result(None)
+            try:
+                await _stop(self._client)
+            finally:
+                self.ended.set_result(None)
 
 
 class Producers:
@@ -123,9 +126,15 @@ class Producers:
         except CLIENT_ERRORS as error:
             self._trouble = describe(error)
             _logger.debug("no producer: %s", self._trouble)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
+            # Not an answer that it is known to give. Without another attempt nothing could be appended ever again.
+            self._trouble = describe(error)
+            _logger.exception("a producer could not be made; trying again")
         finally:
             if not started:
-                await client.stop()
+                await _stop(client)
         return client if started else None
 
     async def _stop_all(self) -> None:
@@ -135,3 +144,13 @@ class Producers:
         while not self._retired.empty():
             ending.append(self._retired.get_nowait())
         await asyncio.gather(*[producer.stop(0) for producer in ending])
+
+
+async def _stop(client: ProducerClient) -> None:
+    """End a client, which may fail at that too; nobody is to suffer for it."""
+    try:
+        await client.stop()
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and is_cancelled():
+            raise
+        _logger.exception("a producer could not be stopped")

@@ -18,6 +18,10 @@ from faults.history import Actor, sha_of
 from sse_socket import Block, Subscriber, data_of
 
 SOURCE = "/faults"
+WIDE = "keys"
+"""The stream whose keys lie in several partitions."""
+SPREAD = 4
+KEYS = 9
 Event = dict[str, Any]
 
 
@@ -76,10 +80,11 @@ class Producer(threading.Thread):
     def _event(self) -> Event:
         self._number += 1
         stream = self._random.choice(self._streams)
+        keyed = {"partitionkey": f"k{self._random.randrange(KEYS)}"} if stream == WIDE else {}
         data = {"n": self._number, "pad": "é ☃ " + "x" * (self._number % 60)}
         return {
             "specversion": "1.0", "id": f"{self.name}-{self._number}", "source": SOURCE, "type": "t",
-            "cdrsstream": stream, "data": data,
+            "cdrsstream": stream, **keyed, "data": data,
         }  # fmt: skip
 
     def _write(self, kind: str, event: Event, **fields: Any) -> None:
@@ -89,7 +94,7 @@ class Producer(threading.Thread):
         """One request; returns the ids that have receipts."""
         self._op += 1
         for event in events:
-            self._write("invoke", event, key=None, sha=sha_of(_payload(event)), gateway=self._ports[0])
+            self._write("invoke", event, **_lane(event), gateway=self._ports[0])
         answers: dict[str, tuple[str, Any]] = {}
         rest = ("info", "no answer")
         try:
@@ -135,6 +140,10 @@ class Producer(threading.Thread):
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _lane(event: Event) -> dict[str, Any]:
+    return {"key": event.get("partitionkey"), "sha": sha_of(_payload(event))}
 
 
 def _line(event: Event) -> bytes:
@@ -196,7 +205,7 @@ class OnceProducer(Producer):
         (event,) = events
         headers = {
             "content-type": "application/json", "ce-specversion": "1.0", "ce-id": event["id"], "ce-source": SOURCE,
-            "ce-type": "t",
+            "ce-type": "t", **({"ce-partitionkey": event["partitionkey"]} if "partitionkey" in event else {}),
         }  # fmt: skip
         response = self._send(f"/v1/streams/{event['cdrsstream']}/events", _payload(event), headers)
         text = response.read()
@@ -214,7 +223,7 @@ class TornProducer(Producer):
     def step(self, events: list[Event]) -> None:
         self._op += 1
         for event in events:
-            self._write("invoke", event, key=None, sha=sha_of(_payload(event)), gateway=self._ports[0])
+            self._write("invoke", event, **_lane(event), gateway=self._ports[0])
         body = b"[" + b",".join(map(_line, events)) + b"]"
         is_torn = self._random.random() < 0.5
         part = body[: self._random.randint(1, len(body) - 1)] if is_torn else body
@@ -295,9 +304,20 @@ class HistorySubscriber(Subscriber):
         self.history.close()
 
 
+def make_wide(port: int) -> None:
+    """Create `WIDE`."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    body = json.dumps({"spread": SPREAD})
+    connection.request("PUT", f"/v1/streams/{WIDE}", body=body, headers={"content-type": "application/json"})
+    status = connection.getresponse().status
+    connection.close()
+    assert status in (200, 201), status
+
+
 def dump(port: int, streams: Sequence[str], folder: Path | None) -> Actor:
-    """The final history of every stream, read page by page over HTTP."""
+    """The final history of every stream, read page by page over HTTP, and of `WIDE`."""
     store = Actor("store", folder)
+    _dump_wide(port, store)
     for stream in streams:
         at = "earliest"
         while True:
@@ -317,6 +337,19 @@ def dump(port: int, streams: Sequence[str], folder: Path | None) -> Actor:
                 break
     store.close()
     return store
+
+
+def _dump_wide(port: int, store: Actor) -> None:
+    """Over SSE: the cursors of a page do not say where an event stands, if there are several partitions."""
+    with Subscriber(port, [WIDE], params={"stamps": "true", "from": "earliest"}, name="wide") as reader:
+        reader.wait(lambda: any(each.event == b"cdrs.caught-up" for each in reader.controls), 90, "all of its history")
+        for block in reader.blocks:
+            event = json.loads(block.data)
+            epoch, partition, offset = event["cdrsposition"].split("/")
+            store.write(
+                "store", stream=event["cdrsstream"], source=event["source"], id=event["id"],
+                sha=sha_of(data_of(block.data)), position=[epoch, int(partition), int(offset)],
+            )  # fmt: skip
 
 
 def _page(port: int, path: str) -> Any:

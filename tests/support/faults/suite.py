@@ -14,7 +14,17 @@ from typing import Any
 
 from faults.checker import Figures, Verdict, check, figures
 from faults.history import Actor, Record
-from faults.load import BatchProducer, HistorySubscriber, LineProducer, OnceProducer, Producer, TornProducer, dump
+from faults.load import (
+    WIDE,
+    BatchProducer,
+    HistorySubscriber,
+    LineProducer,
+    OnceProducer,
+    Producer,
+    TornProducer,
+    dump,
+    make_wide,
+)
 from faults.nemesis import FAULTS, Scene
 from faults.proxy import FaultProxy
 from faults.systems import CannotRun, System, Watcher
@@ -55,6 +65,7 @@ def _run(
 ) -> Run:
     proxy = FaultProxy(system.ports[0])
     stack.callback(proxy.close)
+    make_wide(system.ports[0])
     producers = _producers(system, proxy, folder, seed)
     for producer in producers:
         stack.callback(producer.join, 15)
@@ -105,7 +116,7 @@ def _producers(system: System, proxy: FaultProxy, folder: Path, seed: int) -> li
         (TornProducer, [first], 0.05),
     ]  # fmt: skip
     return [
-        kind(f"producer-{at}", ports, STREAMS, folder, seed=seed, pause=pause)
+        kind(f"producer-{at}", ports, (*STREAMS, WIDE), folder, seed=seed, pause=pause)
         for at, (kind, ports, pause) in enumerate(plan)
     ]
 
@@ -116,6 +127,7 @@ def _subscribers(system: System, proxy: FaultProxy, folder: Path) -> list[Histor
         HistorySubscriber("all", [first, second], [">"], folder),
         HistorySubscriber("orders", [first], ["orders.*"], folder),
         HistorySubscriber("audit", [second, first], ["audit"], folder),
+        HistorySubscriber("keys", [first, second], [WIDE], folder),
         HistorySubscriber("through-proxy", [proxy.port], ["chat.one", "audit"], folder),
     ]
 
