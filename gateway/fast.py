@@ -58,9 +58,11 @@ class FastConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         origin.lend(self)
-        # One write that the client has not taken is the whole buffer.
-        transport.set_write_buffer_limits(high=0)
         transport.set_protocol(self)
+        # One write that the client has not taken is the whole buffer. Where something is left of an earlier answer
+        # this pauses at once: it is this protocol that must be told.
+        transport.set_write_buffer_limits(high=0)
+        transport.resume_reading()  # a request with a large body may have paused it
 
     # --- the stream ------------------------------------------------------------------------------
 
@@ -130,7 +132,7 @@ class FastConnection(asyncio.Protocol):
         transport.write(http_chunk(self._subscriber.last(blocks)) + LAST_CHUNK)
         if self._keep_alive:
             self._origin.forget(self)
-            self._origin.take_back(transport, self._received)
+            self._origin.take_back(transport, self._received, is_paused=self._paused)
         else:
             asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)
             transport.close()
@@ -169,7 +171,8 @@ class FastConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self.ready = False
         self._paused = True
-        self._context.hub.stalls.add(self)
+        if not self.is_over:  # else its last blocks; the connection is another's before they have left
+            self._context.hub.stalls.add(self)
 
     def resume_writing(self) -> None:
         self._paused = False

@@ -285,8 +285,8 @@ class Hub:
                 await self._sweep(view)
 
     async def _sweep(self, view: View) -> None:
-        # Who joins meanwhile stands at the end of now or behind it; so `low` is right for everyone.
-        low, behind = view.end, False
+        # Who joins meanwhile may stand below: the view itself knows of them.
+        low, behind = view.begin_sweep(), False
         everyone = list(view.subscribers)
         for start in range(0, len(everyone), SLICE):
             if start:

@@ -32,12 +32,15 @@ class Origin:
         """It is closed, or comes back. Idempotent."""
         self._state.connections.discard(connection)
 
-    def take_back(self, transport: asyncio.Transport, received: bytes) -> None:
-        """The stream has ended and the client may send its next request; ``received`` is what it has sent already."""
+    def take_back(self, transport: asyncio.Transport, received: bytes, *, is_paused: bool) -> None:
+        """The stream has ended and the client may send its next request; ``received`` is what it has sent already.
+        ``is_paused``: the transport has asked for a pause in writing, and not yet taken it back."""
         protocol = self._make(self._config, self._state, self._app_state)
         transport.set_write_buffer_limits()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
+        if is_paused:
+            protocol.pause_writing()
         transport.resume_reading()
         if received:
             protocol.data_received(received)

@@ -13,15 +13,14 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import httptools
-import orjson
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from gateway.hosts import is_near
 from gateway.lingering import LingeringTransport
 from gateway.origin import Origin
-from gateway.problems import problem_document, problem_headers
+from gateway.refusals import refusal
 from shared.descriptors import Room
 from shared.errors import (
     CdrsError,
@@ -42,7 +41,12 @@ MAX_TARGET = 8 * 1024
 MAX_UNWANTED = 64 * 1024
 """Bytes of a body that are thrown away after its request was answered, before the connection is closed."""
 
-ALLOW = "DELETE, GET, HEAD, OPTIONS, POST, PUT"
+MAX_AHEAD = 64
+"""Requests that wait for the answers to those before them: each costs 2 KiB. What is behind them is not parsed yet."""
+PARSED_AT_ONCE = 16 * 1024
+"""Bytes between two looks at how many those are."""
+MAX_BEHIND = 1024 * 1024
+"""Bytes that are not parsed yet, at most; reading is paused meanwhile, and only what was under way adds to them."""
 
 _HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=-]*(?::[0-9]{0,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{0,5})?")
 _METHOD_AND_TARGET = re.compile(rb"[\r\n]*[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} ")
@@ -85,6 +89,8 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._answering: RequestResponseCycle | None = None
         """The request that is being answered, or was last; `cycle` is the newest."""
+        self._behind = b""
+        """What was received behind so many requests that it is not parsed yet."""
         self.is_surplus = False
         """There are nearly too many connections: this one is served one request, and no stream."""
 
@@ -106,6 +112,8 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         cast("LingeringTransport", self.transport).lost()
         super().connection_lost(exc)
+        self.pipeline.clear()
+        self._behind = b""
         answering, self._answering = self._answering, None
         if answering is not None and not answering.response_complete:
             # uvicorn tells the newest request only, which of several sent ahead is not the one under way.
@@ -115,18 +123,36 @@ class CdrsHttpProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client ends its side. In the middle of a request that makes the request void; a producer still gets its
         answer; for everything else (an event stream) it means that the client has gone."""
+        behind, self._behind = self._behind, b""
+        self._parse_all(behind, most_ahead=float("inf"))
         cycle = self._current()
-        if self._is_over or cycle is None:
-            return False
-        if self._in_head or self._awaits_body():
+        if cycle is not None and not self._is_over and (self._in_head or self._awaits_body()):
             self._refuse(InvalidRequest("the request was cut short"))
             return False
-        if cycle.scope["method"] == "POST" and not cycle.response_complete:
+        is_unanswered = cycle is not None and not cycle.response_complete and not cycle.disconnected
+        if cycle is not None and is_unanswered and cycle.scope["method"] == "POST":
             cycle.keep_alive = False
             return True
+        self.transport.close()  # the caller does so, too, but without an end to what the client may not be taking
         return False
 
     def data_received(self, data: bytes) -> None:
+        if self._behind:
+            data = self._behind + data
+            self._behind = b""
+        self._parse_all(data)
+
+    def _parse_all(self, data: bytes, *, most_ahead: float = MAX_AHEAD) -> None:
+        for at in range(0, len(data), PARSED_AT_ONCE):
+            if len(self.pipeline) >= most_ahead and not self._is_over:
+                self._behind = data[at:]
+                self.flow.pause_reading()
+                if len(self._behind) > MAX_BEHIND:
+                    self._refuse(InvalidRequest("too much was sent ahead of the answers"))
+                return
+            self._parse(data[at : at + PARSED_AT_ONCE])
+
+    def _parse(self, data: bytes) -> None:
         if self._is_over:
             return
         self._unset_keepalive_if_required()
@@ -308,6 +334,9 @@ class CdrsHttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._behind:
+            behind, self._behind = self._behind, b""
+            self._parse_all(behind)  # pauses reading again where that is still too much
         cycle = self._current()
         if cycle is not None and cycle.more_body and self._is_idle() and not self.transport.is_closing():
             # What is left of the body has as long to come as the head of the next request.
@@ -332,31 +361,32 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         """Answer with a problem, if nothing else is being answered, and end the connection."""
         self._is_over = True
         self._stop_head_timer()
-        cycle = self._current()
-        if cycle is not None and not cycle.response_complete and not cycle.more_body and not self.pipeline:
-            cycle.keep_alive = False  # the request before it is whole and gets its answer
+        whole = self._last_whole()
+        if whole is not None:
+            whole.keep_alive = False  # it and those before it get their answers
             return
+        cycle = self._current()
         is_answering = cycle is not None and not cycle.response_complete and cycle.response_started
-        if not is_answering and not self.pipeline and not self.transport.is_closing():
-            self.transport.write(self._problem(error))
+        if not is_answering and not self.transport.is_closing():
+            self.transport.write(refusal(error, self.server_state.default_headers))
         if cycle is not None and not cycle.response_complete:
             # The application is told that the client has gone, so that it stores nothing of a cut body.
             cycle.disconnected = True
             cycle.message_event.set()
-        self.pipeline.clear()
         self.transport.close()
 
-    def _problem(self, error: CdrsError) -> bytes:
-        body = orjson.dumps(problem_document(error))
-        parts = [STATUS_LINE[error.status]]
-        headers = problem_headers(error) | {"content-length": str(len(body)), "connection": "close"}
-        if isinstance(error, MethodNotAllowed):
-            headers["allow"] = ALLOW
-        for name, value in self.server_state.default_headers:
-            parts += [name, b": ", value, b"\r\n"]
-        for text, content in headers.items():
-            parts.append(f"{text}: {content}\r\n".encode("ascii"))
-        return b"".join([*parts, b"\r\n", body])
+    def _last_whole(self) -> RequestResponseCycle | None:
+        """The last of the requests that are whole and not answered; one behind them that is not whole is dropped."""
+        cycle = self._current()
+        if cycle is None or cycle.response_complete:
+            return None
+        if not cycle.more_body:
+            return cycle
+        if not self.pipeline or self._answering is None:
+            return None  # it is the one that is being answered
+        self.pipeline.popleft()
+        self.cycle = self.pipeline[0][0] if self.pipeline else self._answering
+        return self.cycle
 
 
 def _headers_too_large(limits: GatewaySettings) -> HeadersTooLarge:

@@ -63,6 +63,8 @@ class Segment:
         self.reaches_view = False
         """It ends at `target`."""
         self.size = 0
+        self.kept_until: asyncio.TimerHandle | None = None
+        """When nobody else may use it any more."""
         self._hub = hub
         self._selection = view.selection
         self._position = dict(start)
@@ -176,12 +178,15 @@ class Segments:
         segment = self._kept[key] = Segment(self._hub, pages, subscriber.view, position, target)
         self._kept.move_to_end(key)
         segment.view.hold(segment, segment.seq)
-        asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, key, segment)
+        segment.kept_until = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, key, segment)
         while len(self._kept) > KEPT or sum([kept.size for kept in self._kept.values()]) > KEPT_BYTES:
             self._forget(*next(iter(self._kept.items())))
         return segment
 
     def _forget(self, key: Key, segment: Segment) -> None:
         segment.view.release(segment)
+        if segment.kept_until is not None:
+            segment.kept_until.cancel()  # it would hold the chunks until then
+            segment.kept_until = None
         if self._kept.get(key) is segment:
             del self._kept[key]

@@ -236,6 +236,7 @@ class ShortcutProtocol(CdrsHttpProtocol):
 
     def _give_back(self, keep_alive: bool, body: bytes = b"") -> None:
         """The request that the parser has read last is the application's after all."""
+        self._stop_head_timer()
         super()._begin_request()
         self.cycle.keep_alive = keep_alive  # behind the end of a request, the parser has forgotten it
         if body:

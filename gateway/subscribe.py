@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import random
 from collections.abc import AsyncIterator
@@ -91,7 +92,7 @@ class Subscription:
     async def prepare(self) -> None:
         """Find out where to start. Raises client errors; what a retry can cure is kept for the stream to say."""
         context = self._context
-        if context.draining or context.hub.draining:
+        if self._is_leaving():
             self._refusal = "drain"
             return
         is_surplus = self._connection is not None and self._connection.is_surplus
@@ -104,7 +105,9 @@ class Subscription:
         except ServerError as error:
             log.warning("subscription sent away for now: %s", error)
         else:
-            if not context.hub.full:  # many may have asked at once
+            if self._is_leaving():  # by now; whoever begins after a drain gets no farewell
+                self._refusal = "drain"
+            elif not context.hub.full:  # many may have asked at once
                 self._place(selection, start)
 
     def prepare_now(self) -> bool:
@@ -119,6 +122,9 @@ class Subscription:
             return False
         self._place(selection, start)
         return True
+
+    def _is_leaving(self) -> bool:
+        return self._context.draining or self._context.hub.draining
 
     def _place(self, selection: Selection, start: Start) -> None:
         coding = self._asked.coding
@@ -145,7 +151,8 @@ class Subscription:
                 self._connection.leave_after_answer()
             self._context.telemetry.closed(self._refusal)
             retry = hub.jittered_retry()
-            yield retry_block(retry) + bye_block(self._refusal, retry)
+            farewell = retry_block(retry) + bye_block(self._refusal, retry)
+            yield gzip.compress(farewell) if self._gzip else farewell
             return
         writer = PortableWriter()
         subscriber = self._opened(writer)

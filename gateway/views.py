@@ -60,7 +60,10 @@ def http_chunk(*parts: bytes) -> bytes:
 class View:
     """The live end of one selection: frames that some subscriber still needs, numbered from the view's birth."""
 
-    __slots__ = ("_cursors", "_frames", "_held", "_joins", "_size", "first", "selection", "subscribers", "window")
+    __slots__ = (
+        "_cursors", "_frames", "_held", "_joined_low", "_joins", "_placed", "_size", "first", "selection",
+        "subscribers", "window",
+    )  # fmt: skip
 
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
@@ -69,6 +72,10 @@ class View:
         """Number of the oldest frame kept."""
         self._frames: list[bytes] = []
         self._held: dict[object, int] | None = None
+        self._joined_low = 0
+        """The lowest place at which somebody has joined since the last sweep began."""
+        self._placed: tuple[int, Place] | None = None
+        """The furthest place in the text that was asked for, and its frame."""
         self._cursors: list[bytes] = []
         self._size = 0
         self._joins: dict[tuple[int, int], Joined] = {}
@@ -79,6 +86,11 @@ class View:
     def end(self) -> int:
         """The number the next frame will get."""
         return self.first + len(self._frames)
+
+    def begin_sweep(self) -> int:
+        """From here on, who joins may stand below what the sweep finds; `trim` knows of them. Returns `end`."""
+        self._joined_low = self.end
+        return self.end
 
     def append(self, frame: bytes, cursor: bytes) -> None:
         """A matching event happened."""
@@ -131,6 +143,7 @@ class View:
     def trim(self, low: int, *, max_bytes: int) -> None:
         """Forget frames below ``low``, which every subscriber has been given and nobody holds, and the oldest beyond
         ``max_bytes``."""
+        low = min(low, self._joined_low)
         if self._held is not None:
             low = min(low, *self._held.values())
         drop = max(min(low, self.end) - self.first, 0)
@@ -146,16 +159,20 @@ class View:
             self._size = kept
             self.first += drop
             self._joins.clear()
+            if self._placed is not None and self._placed[0] < self.first:
+                self._placed = None
 
     # --- subscribers -----------------------------------------------------------------------------
 
     def add(self, subscriber: Subscriber, seq: int, compression: Compression, now: float) -> None:
         """Place a subscriber before a frame that is kept, or at the end."""
         subscriber.view, subscriber.seq = self, seq
+        self._joined_low = min(self._joined_low, seq)
         self.subscribers[subscriber] = None
         if subscriber.gzip is not None:
             if self.window is None:
                 self.window = Window(compression, end=self.end, now=now)
+                self._placed = None
             self.window.enter(subscriber)
             subscriber.gzip.enter(self.place(seq))
 
@@ -173,9 +190,15 @@ class View:
     def place(self, seq: int) -> Place:
         """Where a reader stands in the view's text; ``seq`` is kept or the end."""
         assert self.window is not None
-        place = self.window.origin
-        for frame in self._frames[: seq - self.first]:
+        known = self._placed
+        if known is None or seq < known[0]:
+            start, place = self.first, self.window.origin
+        else:  # nearly everybody stands at the end: it is not counted up to there for each
+            start, place = known
+        for frame in self._frames[start - self.first : seq - self.first]:
             place = place.after(frame)
+        if known is None or seq > known[0]:
+            self._placed = seq, place
         return place
 
     def interrupt(self, subscriber: Subscriber, blocks: bytes) -> None:

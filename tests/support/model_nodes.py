@@ -13,6 +13,7 @@ from shared.detector import NodeState
 from shared.direct import HandedOver
 from shared.errors import CdrsError, LinkBroken, OutcomeUnknown, StaleEpoch, StaleStream, Unavailable
 from shared.member_changes import Change, Subscription
+from shared.member_states import Since
 from shared.membership import MemberView, Picture
 from shared.ports import Beat, Member, NodeLink
 from shared.position import Epoch
@@ -292,7 +293,7 @@ class PaintedMembership:
         before = self.views.get(of.key)
         last = before.beat.seq if before is not None and before.beat is not None else 0
         beat = Beat(last + 1 if seq is None else seq, "live", 0, 0, 0, 0, 0, 0, 0)
-        self.views[of.key] = MemberView(of, beat, state, 0, in_set=True, in_heartbeats=True)
+        self.views[of.key] = MemberView(of, beat, state, 0, Since(0, 0, 0.0), in_set=True, in_heartbeats=True)
         self.tell(Change("load", of.key))
 
     def erase(self, of: Member) -> None:

@@ -126,6 +126,7 @@ class World:
         self.trim()
 
     def trim(self) -> None:
+        self.view.begin_sweep()
         low = min((s.seq for s in self.view.subscribers), default=self.view.end)
         self.view.trim(low, max_bytes=self.sse.backlog_bytes)
 

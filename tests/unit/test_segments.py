@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -216,3 +218,17 @@ async def test_what_is_kept_for_others_is_let_go_after_a_while(monkeypatch: pyte
             while view.first < view.end:
                 await asyncio.sleep(0.005)
         assert reader.ids == list(range(FULL + 5))
+
+
+async def test_what_is_pushed_out_is_let_go_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "KEPT", 1)
+    async with world() as (hub, pages):
+        first = Reader(hub)
+        hub.join(first.subscriber, ORDERS)
+        old = weakref.ref(pages.segment(first.subscriber, ORDERS, {0: 0}))
+        second = Reader(hub)
+        hub.join(second.subscriber, ORDERS)
+        pages.segment(second.subscriber, ORDERS, {0: 5})
+        gc.collect()
+        assert len(pages.kept) == 1
+        assert old() is None, "a timer holds it"
