@@ -56,6 +56,8 @@ class JudgedLane(Lane):
         """Slots of the current batch that the index alone has found absent."""
         self._has_appended = False
         """Whether anything of the current batch is in the log."""
+        self._mine: dict[int, set[int]] = {}
+        """Slot of the current batch → the offsets at which this node has written it."""
         self._current: Batch | None = None
         self._again: list[int] = []
         self._judged = Wakeup()
@@ -94,6 +96,7 @@ class JudgedLane(Lane):
         await self._admit(batch.events)
         self._current = batch
         self._unsure.clear()
+        self._mine.clear()
         self._has_appended = False
         try:
             slots = list(first.values())
@@ -154,12 +157,15 @@ class JudgedLane(Lane):
         self._credit(batch, absent, entries)
         return sorted(self._again)
 
-    @staticmethod
-    def _credit(batch: Batch, slots: Sequence[int], entries: Sequence[Entry]) -> None:
+    def _credit(self, batch: Batch, slots: Sequence[int], entries: Sequence[Entry]) -> None:
         """Where another node's record of the same event came before ours, it is that node's sender who stored it."""
         for slot, own in zip(slots, entries, strict=True):
+            if not isinstance(own, int):
+                continue
+            mine = self._mine.setdefault(slot, set())
+            mine.add(own)
             stored = batch.results[slot]
-            if stored is not None and isinstance(own, int) and 0 <= stored.offset < own:
+            if stored is not None and stored.offset >= 0 and stored.offset not in mine:
                 batch.fill(slot, msgspec.structs.replace(stored, duplicate=True))
 
     async def _read_all(self, batch: Batch) -> None:
@@ -177,8 +183,15 @@ class JudgedLane(Lane):
         if seen is None or seen.first == UNKNOWN:
             return False
         same = seen.body == body_hash(event.key, event.value)
-        batch.fill(slot, settle_duplicate(Duplicate(self.partition, seen.first, seen.append_ms, same)))
+        self._fill_known(batch, slot, Duplicate(self.partition, seen.first, seen.append_ms, same))
         return True
+
+    def _fill_known(self, batch: Batch, slot: int, entry: Duplicate) -> None:
+        settlement = settle_duplicate(entry)
+        if entry.partition == self.partition and entry.offset in self._mine.get(slot, ()):
+            # It was this batch that wrote it, though a void copy was met first.
+            settlement = msgspec.structs.replace(settlement, duplicate=False)
+        batch.fill(slot, settlement)
 
     async def _find_in_store(
         self, batch: Batch, slots: Sequence[int], *, is_first: bool, is_strict: bool = False
@@ -197,12 +210,16 @@ class JudgedLane(Lane):
         except Unavailable:
             if self._strict or is_strict:
                 raise
-            self._unsure.update(asked)
-            return list(slots)
+            # What the index knows of, though not where, is stored: written again it would be a copy again and again.
+            known = {slot for slot in asked if self._judge().lookup(batch.events[slot].identity) is not None}
+            for slot in known:
+                batch.fill(slot, UNTOLD)
+            self._unsure.update(set(asked) - known)
+            return [slot for slot in slots if slot not in known]
         for slot in asked:
             entry = found.get(batch.events[slot].identity)
             if entry is not None:
-                batch.fill(slot, settle_duplicate(entry))
+                self._fill_known(batch, slot, entry)
         return [slot for slot in slots if batch.events[slot].identity not in found]
 
     @staticmethod

@@ -112,8 +112,10 @@ class HistoryReader:
         if not self._one_tier:
             prefix = identity_prefix(stream, event_id) if source is None else identity_of(stream, source, event_id)
             seen = {record.identity for record in found}
-            for ring in self._tail.rings.values():
-                records, _ = ring.read(ring.start, ring.next, limit=len(ring), max_bytes=2**62, stream=stream)
+            floors = await self._store.starts()
+            for partition, ring in self._tail.rings.items():
+                start = max(ring.start, floors.get(partition, 0))  # what was deleted is not found in memory either
+                records, _ = ring.read(start, ring.next, limit=len(ring), max_bytes=2**62, stream=stream)
                 found += [r for r in records if r.identity.startswith(prefix) and r.identity not in seen]
             if not found and await self._is_between():
                 raise Unavailable("the store has not got everything yet", retry_after=1.0)
@@ -129,10 +131,9 @@ class HistoryReader:
         offsets = dict(await self._store.offset_at(append_ms))
         if self._one_tier:
             return offsets
-        checkpoints = await self._store.checkpoints()
         for partition, ring in self._tail.rings.items():
             offset = offsets.get(partition, 0)
-            if offset >= checkpoints.get(partition, 0) and ring.covers(offset):
+            if ring.covers(offset):
                 later = (record.offset for record in _all(ring, offset, ring.next) if record.append_ms >= append_ms)
                 offsets[partition] = next(later, ring.next)
         return offsets

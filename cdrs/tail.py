@@ -145,7 +145,9 @@ class Tail:
         deleted and made anew, or restored from something older."""
         fine = True
         for partition, end in ends.items():
-            if end >= known.get(partition, 0):
+            if partition not in known:
+                continue
+            if end >= known[partition]:
                 self._short.pop(partition, None)
                 continue
             fine = False
@@ -160,7 +162,10 @@ class Tail:
         """A log that was too short and has its records again is served again; one that has others there is not."""
         for partition in [p for p in self._doubted if ends.get(p, 0) >= self.known_ends[p]]:
             known = await self._last_known(partition)
-            found = None if known is None else await self._read_one(partition, known.offset)
+            try:
+                found = None if known is None else await self._read_one(partition, known.offset)
+            except Gone:
+                found = None
             if known is None or found is None:
                 continue
             self._doubted.discard(partition)
@@ -230,11 +235,13 @@ class Tail:
 
     async def measure(self) -> None:
         """Compare with the log's own ends."""
+        # Before the log is asked: what is read while it answers is not too much.
+        known = {partition: self.position(partition) for partition in self.rings}
         ends = await self._log.ends()
+        self._look_at_ends(ends, known)
         if isinstance(self._log, DatedLog):
             await self._look_at_firsts(self._log)
         self.lag = {partition: max(ends[partition] - self.position(partition), 0) for partition in self.rings}
-        self._look_at_ends(ends, {partition: self.position(partition) for partition in self.rings})
         await self._look_again(ends)
         if self.judges:
             try:
@@ -255,10 +262,12 @@ class Tail:
 
     async def _begin(self) -> None:
         log, window = self._log, self._settings.window
+        # Before the ends: another node may put more into the store meanwhile.
+        checkpoints = {} if log.decides_identity else await self._store.checkpoints()
         ends = await log.ends()
         begin = dict(ends)
         if not log.decides_identity:
-            starts, checkpoints = await log.starts(), await self._store.checkpoints()
+            starts = await log.starts()
             if not self._look_at_ends(ends, checkpoints):
                 raise Unavailable("the log ends before what the store has of it; looking again", retry_after=1.0)
             if isinstance(log, DatedLog):

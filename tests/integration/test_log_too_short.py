@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 import msgspec
@@ -17,6 +17,7 @@ from model_log import events as model_events
 from new_events import events
 from node_world import read_feed, running_node, until
 
+from cdrs.tail import SURE_AFTER
 from shared.backends.kafka.address import parse_kafka_url
 from shared.backends.kafka.admin import open_admin
 from shared.backends.kafka.log import KafkaLog
@@ -48,6 +49,42 @@ async def test_a_log_that_ends_before_what_was_read_is_not_served() -> None:
         assert settled.offset == 3
         assert node._tail.rings[0].next == 20
         assert "partitions" in (await node.info()).troubles
+
+
+class BusyLog(ModelLog):
+    """One that goes on, and is read, while it says where it ends."""
+
+    read: Callable[[], int] | None = None
+
+    async def ends(self) -> Mapping[int, int]:
+        found = await super().ends()
+        if self.read is not None:
+            self.write(0, event(f"busy {found[0]}"), base=found[0])
+            read = self.read
+            await until(lambda: read() > found[0])
+        return found
+
+
+async def test_what_is_read_while_the_log_answers_is_not_too_much() -> None:
+    log = BusyLog(decides_identity=False)
+    async with running_node(log) as node:
+        await node.append(log.epoch, 0, model_events(range(3)), timeout=TIMEOUT)
+        log.read = lambda: node._tail.position(0)
+        for _ in range(2 * SURE_AFTER):
+            await node._tail.measure()
+        log.read = None
+        assert not node._tail.broken
+
+
+async def test_looks_that_know_nothing_of_a_partition_do_not_speak_for_it() -> None:
+    """A node that starts looks by the checkpoints, and beside it each second by what it has read: nothing as yet."""
+    log = ModelLog(decides_identity=False)
+    async with running_node(log) as node:
+        tail = node._tail
+        for _ in range(SURE_AFTER):
+            tail._look_at_ends({0: 5}, {0: 10})
+            tail._look_at_ends({0: 5}, {})
+        assert "partition 0" in tail.broken[0]
 
 
 async def test_a_log_that_shows_its_last_records_again_is_served_again() -> None:

@@ -130,6 +130,36 @@ async def test_a_store_that_leaves_meanwhile_costs_only_the_losing_copies(judged
     assert [each.problem for each in settled[1:]] == [mismatch, OutcomeUnknown.problem, mismatch]
 
 
+async def test_a_copy_of_what_only_the_store_could_compare_costs_nobody_else(judged_log: ModelLog) -> None:
+    """The node has read of it that it is a record, but not whether it is the first of its identity."""
+    for number in range(3 * WINDOW):
+        judged_log.write(0, event(number), base=number)
+    store = CountingStore(judged_log)
+    store.answers = 0
+    async with running_node(judged_log, store) as node:
+        before = len(judged_log.records[0])
+        asked = [event("new 1"), event(2 * WINDOW + 1), event("new 2")]
+        settled = await node.append(judged_log.epoch, 0, asked, timeout=TIMEOUT)
+    assert [each.problem for each in settled] == ["", OutcomeUnknown.problem, ""]
+    assert len(judged_log.records[0]) == before + 2
+
+
+async def test_what_a_void_copy_was_met_before_is_new_all_the_same(judged_log: ModelLog) -> None:
+    log = judged_log
+    for number in range(2 * WINDOW):
+        log.write(0, event(number), base=number)
+    async with running_node(log) as node:
+        log.open_for_appends.clear()
+        task = asyncio.ensure_future(node.append(log.epoch, 0, [event("x")], timeout=TIMEOUT))
+        await until(lambda: log.begun == 1)
+        log.write(0, event("x"), base=0)  # a node that was stopped for long
+        await until(lambda: node._tail.position(0) == 2 * WINDOW + 1)
+        log.open_for_appends.set()
+        (settled,) = await task
+    assert (settled.offset, settled.duplicate) == (2 * WINDOW + 1, False)
+    assert [record.offset for record in log.visible(0)][-1] == 2 * WINDOW + 1
+
+
 async def test_a_young_log_needs_no_store_to_know_what_is_new(judged_log: ModelLog) -> None:
     log, store = judged_log, ModelStore(judged_log)
     async with running_node(log, store) as node:

@@ -60,6 +60,29 @@ async def test_a_page_from_above_the_checkpoint_has_nothing_from_below_its_start
         assert page.next == max([start, *(offset + 1 for offset in expected)])
 
 
+async def test_what_was_deleted_is_not_found_in_memory_either() -> None:
+    node = Node(held=20, read=20, persisted=0)
+    sought = event(3)
+    node.log.kept[0] = 3
+    assert [record.offset for record in await node.history.find(sought.stream, "3", None)] == [3]
+    node.log.kept[0] = 4
+    assert not await node.history.find(sought.stream, "3", None)
+
+
+async def test_a_start_by_time_is_right_while_the_store_goes_on() -> None:
+    node = Node(held=20, read=20, persisted=5)
+    store: Any = node.history._store
+    plain = store.offset_at
+
+    async def offset_at(append_ms: int) -> Any:
+        found = await plain(append_ms)
+        store.persisted = {0: 12, 1: 0, 2: 0}
+        return found
+
+    store.offset_at = offset_at
+    assert (await node.history.offset_at(15))[0] == 15
+
+
 async def test_a_gateway_that_starts_keeps_nothing_with_a_hole() -> None:
     """It would have taken what the node lacks for offsets without an event: a silent hole for whoever resumes there."""
     node: Any = Node(held=20, read=12)

@@ -123,6 +123,8 @@ class PartitionWriter:
                 self._take_back(batch, describe(error))
                 if is_refusal(error):
                     self._unsettled = None
+                    if batch.is_again:  # the first copy may be in the log, or come there
+                        raise OutcomeUnknown(f"the brokers refuse the events: {describe(error)}")
                     raise Refused(f"the brokers refuse the events: {describe(error)}", retry_after=RETRY_AFTER)
             elif batch.producer.ended.done():
                 self._take_back(batch, "its producer has ended")
