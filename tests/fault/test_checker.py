@@ -342,8 +342,10 @@ def test_figures_are_taken_from_receipts_and_faults() -> None:
         records.append(at(500, "store", actor="dump", id=str(op), sha="h", position=[EPOCH, 0, op], **named))
     records.append(at(40, "fault", actor="nemesis", phase="start", name="F7", n=0, target="node-1"))
     records.append(at(90, "told", actor="nemesis", target="node-1", state="suspect"))
-    (found,) = figures([[r for r in records if r["type"] != "store"]])
-    assert found == ("F7", "node-1", 0.05, 0.38, 0.36)
+    others = [at(30, "recv", actor="sub"), at(340, "recv", actor="sub"), at(430, "recv", actor="sub")]
+    others += [at(ms, "fail", why=why) for ms, why in ((30, 503), (60, 503), (70, "torn"), (80, 504))]
+    (found,) = figures([[r for r in records if r["type"] != "store"], others])
+    assert found == ("F7", "node-1", 0.05, 0.38, 0.36, 0.3, 2)
     assert check(records).ok
     assert check(records, limits={"failover": 0.3}).names == {"slow"}
 

@@ -381,6 +381,10 @@ def _check_versions(versions: Sequence[Record], verdict: Verdict) -> None:
 # --- figures -----------------------------------------------------------------------------------------
 
 
+CUT_SHORT = ("torn", "not read")
+"""Why producers have no receipt that did not mean to get one."""
+
+
 class Figures(NamedTuple):
     """What one fault cost, seen from outside; seconds. None where there was nothing to see."""
 
@@ -392,6 +396,10 @@ class Figures(NamedTuple):
     """From the fault to the first receipt of a request that was sent after it."""
     gap: float | None
     """Longest time without any receipt, from the fault to the next one's start."""
+    silence: float | None = None
+    """Longest time in which no subscriber was given anything, in the same while."""
+    failed: int = 0
+    """Events that got an error or no answer in the same while, but for those of producers that cut their requests."""
 
 
 def figures(actors: Iterable[Sequence[Record]]) -> list[Figures]:
@@ -399,6 +407,8 @@ def figures(actors: Iterable[Sequence[Record]]) -> list[Figures]:
     acks: list[int] = []
     sent: dict[tuple[str, Any], int] = {}
     answered: list[tuple[int, int]] = []
+    seen: list[int] = []
+    failed: list[int] = []
     faults: list[Record] = []
     told: list[Record] = []
     for own in actors:
@@ -409,14 +419,25 @@ def figures(actors: Iterable[Sequence[Record]]) -> list[Figures]:
             elif kind == "ok":
                 acks.append(record["t"])
                 answered.append((sent.get((record["actor"], record["op"]), record["t"]), record["t"]))
+            elif kind == "recv":
+                seen.append(record["t"])
+            elif kind in ("fail", "info") and record.get("why") not in CUT_SHORT:
+                failed.append(record["t"])
             elif kind == "fault" and record["phase"] == "start":
                 faults.append(record)
             elif kind == "told":
                 told.append(record)
-    acks.sort()
-    answered.sort()
     faults.sort(key=lambda record: record["t"])
-    return [_figures(fault, _stop_of(faults, at), acks, answered, told) for at, fault in enumerate(faults)]
+    for times in (acks, seen, failed):
+        times.sort()
+    answered.sort()
+    found: list[Figures] = []
+    for at, fault in enumerate(faults):
+        start, until = fault["t"], _stop_of(faults, at)
+        lost = bisect_left(failed, until) - bisect_left(failed, start)
+        each = _figures(fault, until, acks, answered, told)
+        found.append(each._replace(silence=_seconds(_longest(seen, start, until)), failed=lost))
+    return found
 
 
 def _stop_of(faults: Sequence[Record], at: int) -> int:
@@ -429,20 +450,24 @@ def _figures(
     start = fault["t"]
     meanwhile = answered[bisect_left(answered, (start,)) : bisect_left(answered, (until,))]
     first = min((end for _, end in meanwhile), default=None)
-    near = acks[max(bisect_right(acks, start) - 1, 0) : bisect_left(acks, until)]
-    longest = max((b - max(a, start) for a, b in pairwise(near) if b > start), default=None)
     news = min((r["t"] for r in told if start <= r["t"] < until and r["target"] == fault["target"]), default=None)
-
-    def seconds(value: int | None) -> float | None:
-        return None if value is None else value / 1e9
-
     return Figures(
         fault["name"],
         fault["target"],
-        seconds(None if news is None else news - start),
-        seconds(None if first is None else first - start),
-        seconds(longest),
+        _seconds(None if news is None else news - start),
+        _seconds(None if first is None else first - start),
+        _seconds(_longest(acks, start, until)),
     )
+
+
+def _longest(times: Sequence[int], start: int, until: int) -> int | None:
+    """The longest time between two of these, from the last one before ``start`` on."""
+    near = times[max(bisect_right(times, start) - 1, 0) : bisect_left(times, until)]
+    return max((b - max(a, start) for a, b in pairwise(near) if b > start), default=None)
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9
 
 
 def _check_limits(found: Sequence[Figures], limits: Mapping[str, float], verdict: Verdict) -> None:

@@ -210,7 +210,7 @@ def _troubles(producers: Sequence[Producer], subscribers: Sequence[HistorySubscr
 
 def table(run: Run) -> str:
     """fault → observed, one line for each kind: the worst of its injections."""
-    rows = [("fault", "what", "n", "detection", "failover", "longest gap", "lost", "doubled")]
+    rows = [("fault", "what", "n", "detection", "failover", "longest gap", "silence", "failed", "lost", "doubled")]
     kinds = dict.fromkeys(each.name for each in run.figures)
     lost = sum(run.verdict.counts[name] for name in ("lost", "unseen", "gap", "un-shown"))
     doubled = run.verdict.counts["duplicate"]
@@ -218,7 +218,8 @@ def table(run: Run) -> str:
         each = [figure for figure in run.figures if figure.name == name]
         rows.append((
             name, FAULTS[name].about, str(len(each)), _worst(f.detection for f in each),
-            _worst(f.failover for f in each), _worst(f.gap for f in each), str(lost), str(doubled),
+            _worst(f.failover for f in each), _worst(f.gap for f in each), _worst(f.silence for f in each),
+            str(max(f.failed for f in each)), str(lost), str(doubled),
         ))  # fmt: skip
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
