@@ -20,7 +20,7 @@ from sse_socket import Block, Subscriber, data_of
 
 pytestmark = pytest.mark.timeout(240)
 
-KILLS = 10
+KILLS = [pytest.param(4, id="four"), pytest.param(10, id="ten", marks=pytest.mark.slow)]
 
 
 def crash(cdrs: CdrsProcess) -> None:
@@ -28,7 +28,8 @@ def crash(cdrs: CdrsProcess) -> None:
     cdrs.start()
 
 
-def test_ten_crashes_lose_nothing_acknowledged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", KILLS)
+def test_crashes_lose_nothing_acknowledged(tmp_path: Path, kills: int) -> None:
     with CdrsProcess(tmp_path / "cdrs").start() as cdrs:
         producers: list[Producer] = [
             BatchProducer(cdrs.port, "crash.batch.a"), BatchProducer(cdrs.port, "crash.batch.b"),
@@ -41,7 +42,7 @@ def test_ten_crashes_lose_nothing_acknowledged(tmp_path: Path) -> None:
         ):
             for producer in producers:
                 stack.enter_context(producer)
-            for kill in range(KILLS):
+            for kill in range(kills):
                 seen = len(everything.blocks)
                 everything.wait_count(seen + 150 + 37 * kill, 30)
                 crash(cdrs)
@@ -69,7 +70,7 @@ def test_ten_crashes_lose_nothing_acknowledged(tmp_path: Path) -> None:
         for subscriber in everyone:
             check_streams(subscriber, careful, once)
             assert not [b for b in subscriber.controls if b.event == b"cdrs.gap"], subscriber.summary()
-        assert everything.connections > KILLS // 2, everything.summary()
+        assert everything.connections > kills // 2, everything.summary()
         check_places(ledgers)
         check_receipts_hold(cdrs, ledgers)
 
@@ -110,11 +111,12 @@ def check_receipts_hold(cdrs: CdrsProcess, ledgers: list[Ledger]) -> None:
             assert ledger.sent[number - 1] in answer.body, (event_id, answer.body)
 
 
-def test_pub_run_again_after_each_crash_completes_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", KILLS)
+def test_pub_run_again_after_each_crash_completes_the_file(tmp_path: Path, kills: int) -> None:
     """A third of the sample by `cdrs pub`; when it gives up because the server is away, it is simply run again."""
     sample = load_sample().part(13_000, tmp_path)
     total = len(sample.lines)
-    kills = [total * i // (KILLS + 1) for i in range(1, KILLS + 1)]
+    due = [total * i // (kills + 1) for i in range(1, kills + 1)]
     run = [*command(), "pub", "--file", str(sample.path), "--stream-from", "channel", "--prefix", "wiki.",
            "--key-from", "page", "--time-from", "time"]  # fmt: skip
     with (
@@ -125,12 +127,12 @@ def test_pub_run_again_after_each_crash_completes_the_file(tmp_path: Path) -> No
         runs, killed = 0, 0
         while True:
             runs += 1
-            assert runs < 3 * KILLS, "pub never ends"
+            assert runs < 3 * kills, "pub never ends"
             with subprocess.Popen(run, env=client_environment(cdrs.port), stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as pub:  # fmt: skip
                 try:
                     while pub.poll() is None:
-                        if killed < KILLS and len(everything.blocks) >= kills[killed]:
+                        if killed < kills and len(everything.blocks) >= due[killed]:
                             crash(cdrs)
                             killed += 1
                         try:
@@ -142,7 +144,7 @@ def test_pub_run_again_after_each_crash_completes_the_file(tmp_path: Path) -> No
                 finally:
                     pub.kill()
             assert pub.returncode in {0, 1}, said
-            if pub.returncode == 0 and killed == KILLS:
+            if pub.returncode == 0 and killed == kills:
                 break  # a run that ended before its kill came is repeated: it adds nothing, and is killed in its turn
         print(f"{runs} runs of pub, {killed} kills")
         everything.wait_count(total, 60)
