@@ -8,11 +8,12 @@ import random
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from cdrs_process import CdrsProcess, request
+from engine_nodes import engine_variables
 from sse_socket import BodyReader, EventStreamParser
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
@@ -84,11 +85,13 @@ def metrics(port: int) -> Mapping[str, float]:
     return {name: float(value) for name, _, value in rows}
 
 
-async def test_2000_streams_of_a_killed_gateway_come_back_and_miss_nothing(tmp_path: Path) -> None:
-    data = ["--data", str(tmp_path / "data")]
-    with ExitStack() as stack:
+@pytest.mark.parametrize("profile", ["embedded", "engines"])
+async def test_2000_streams_of_a_killed_gateway_come_back_and_miss_nothing(tmp_path: Path, profile: str) -> None:
+    async with AsyncExitStack() as stack:
+        env = await stack.enter_async_context(engine_variables()) if profile == "engines" else {}
+        data = [] if env else ["--data", str(tmp_path / "data")]
         names = ("node", "gateway", "gateway")
-        processes = [CdrsProcess(tmp_path / f"{role}-{n}", data, role=role) for n, role in enumerate(names)]
+        processes = [CdrsProcess(tmp_path / f"{role}-{n}", data, role=role, env=env) for n, role in enumerate(names)]
         for each in processes:
             stack.callback(each.stop)
             each.start(wait=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cdrs_process import wait_until
 from deployment import Deployment
+from engine_place import own_place
 from producers import OnceProducer, Producer
 from sse_socket import Subscriber
 
@@ -42,9 +43,12 @@ class NamelessProducer(Producer):
             self.ledger.receipt(json.loads(text))
 
 
-def test_rolling_every_role_costs_producers_nothing_and_each_stream_one_reconnect(tmp_path: Path) -> None:
-    data = ["--data", str(tmp_path / "data")]
-    with Deployment(tmp_path / "cdrs", ENV, args=data) as cdrs, ExitStack() as stack:
+@pytest.mark.parametrize("profile", ["embedded", "engines"])
+def test_rolling_every_role_costs_producers_nothing_and_each_stream_one_reconnect(tmp_path: Path, profile: str) -> None:
+    with ExitStack() as stack:
+        env = stack.enter_context(own_place()).env if profile == "engines" else {}
+        data = [] if env else ["--data", str(tmp_path / "data")]
+        cdrs = stack.enter_context(Deployment(tmp_path / "cdrs", {**env, **ENV}, args=data))
         streams = [stack.enter_context(Subscriber(cdrs.port, "roll.>")) for _ in range(STREAMS)]
         once: list[Producer] = [OnceProducer(cdrs.port, f"roll.once{i}", pause=0.01) for i in range(PRODUCERS)]
         nameless: list[Producer] = [NamelessProducer(cdrs.port, f"roll.plain{i}", pause=0.01) for i in range(PRODUCERS)]
