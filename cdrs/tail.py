@@ -263,7 +263,9 @@ class Tail:
     async def _begin(self) -> None:
         log, window = self._log, self._settings.window
         # Before the ends: another node may put more into the store meanwhile.
-        checkpoints = {} if log.decides_identity else await self._store.checkpoints()
+        checkpoints: Mapping[int, int] = {}
+        if not log.decides_identity:
+            checkpoints = await self._store.checkpoints()
         ends = await log.ends()
         begin = dict(ends)
         if not log.decides_identity:

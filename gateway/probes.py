@@ -40,6 +40,8 @@ class Health:
         self._ends: Mapping[int, int] = {}
         self._log_trouble = "not asked yet"
         self._log_asked = float("-inf")
+        self._asked_started = False
+        """Whether the gateway had come up then."""
         self._shown: set[str] = set()
         """Parts that were once missing, in this very process or in the nodes."""
         self._troubles: dict[str, str] = {}
@@ -107,8 +109,10 @@ class Health:
 
     async def _ask_log(self) -> None:
         async with self._asking:
-            if self._context.clock.monotonic() - self._log_asked < LOG_EVERY:
+            is_recent = self._context.clock.monotonic() - self._log_asked < LOG_EVERY
+            if is_recent and self._asked_started == self.started:
                 return
+            self._asked_started = self.started
             try:
                 async with asyncio.timeout(LOG_TIMEOUT):
                     self._ends = await ask(self._context.router, lambda link: link.ends(), timeout=LOG_TIMEOUT / 2)

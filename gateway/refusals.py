@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from http import HTTPStatus
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from gateway.problems import problem_document, problem_headers
 from shared.errors import CdrsError, MethodNotAllowed
@@ -16,7 +16,7 @@ ALLOW = "DELETE, GET, HEAD, OPTIONS, POST, PUT"
 def refusal(error: CdrsError, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """A whole HTTP/1.1 answer with a problem document, the last one on its connection."""
     body = orjson.dumps(problem_document(error))
-    parts = [STATUS_LINE[error.status]]
+    parts = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode("ascii")]
     headers = problem_headers(error) | {"content-length": str(len(body)), "connection": "close"}
     if isinstance(error, MethodNotAllowed):
         headers["allow"] = ALLOW

@@ -67,10 +67,9 @@ class ShortcutProtocol(CdrsHttpProtocol):
         """What the parser is fed is one whole request without a body, and nothing else is under way."""
         self._visit: Visit | None = None
         """The request for an event stream that waits for its turn."""
-        self._is_whole = False
+        self._is_whole = self._is_answered = False
         self._unwanted_rest = 0
         """Bytes still to come of the body of a request that was refused."""
-        self._is_answered = False
         self._answered_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 from engine_set import EngineSet, expendable
 from mongo_adapter import DATABASE, DRIVERS, Driver, empty, open_store, plain_client
 from new_events import event
+from pymongo.errors import AutoReconnect, OperationFailure
 
 from shared.backends.mongo.store import MongoStore
 from shared.errors import CdrsError, OutcomeUnknown, Unavailable
@@ -17,6 +20,7 @@ from shared.records import FeedBatch, PageQuery, Record
 
 EPOCH = Epoch.create()
 BATCH = 200
+STEPS = 4
 PARTITIONS = 3
 ONE_AND_SLOWLY_THE_OTHER = [DRIVERS[0], *(pytest.param(other, marks=pytest.mark.slow) for other in DRIVERS[1:])]
 
@@ -71,6 +75,41 @@ def servers() -> EngineSet:
 
 @pytest.mark.parametrize("driver", ONE_AND_SLOWLY_THE_OTHER)
 async def test_the_primary_is_killed_while_two_nodes_persist(driver: Driver, servers: EngineSet) -> None:
+    async def kill(writers: list[Writer]) -> str:
+        killed = (await servers.run("kill", "mongo-primary")).strip()
+        try:
+            await advanced(writers, 5 * BATCH)
+        finally:
+            await servers.run("start", "mongo")
+        return f"{killed} killed"
+
+    await keeps_its_promises_while(kill, driver)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_the_primary_steps_down_again_and_again(driver: Driver) -> None:
+    async def step_down(writers: list[Writer]) -> str:
+        primaries: list[str] = []
+        for _ in range(STEPS):
+            primaries.append(await asyncio.to_thread(steps_down))
+            await advanced(writers, 2 * BATCH)
+        return f"{', '.join(primaries)} stepped down"
+
+    await keeps_its_promises_while(step_down, driver)
+
+
+def steps_down() -> str:
+    """Which one it was."""
+    client = plain_client()
+    address = client.primary or ("none", 0)
+    with suppress(AutoReconnect, OperationFailure):  # it closes connections; or nobody has caught up yet
+        client.admin.command("replSetStepDown", 3, secondaryCatchUpPeriodSecs=2)
+    return f"{address[0]}:{address[1]}"
+
+
+async def keeps_its_promises_while(disturb: Callable[[list[Writer]], Awaitable[str]], driver: Driver) -> None:
+    """Two nodes persist three partitions; then what they were promised is all there, once."""
     empty()
     async with open_store(EPOCH, driver=driver) as one, open_store(EPOCH, driver=driver) as two:
         writers = [Writer(store, partition) for store in (one, two) for partition in range(PARTITIONS)]
@@ -79,14 +118,11 @@ async def test_the_primary_is_killed_while_two_nodes_persist(driver: Driver, ser
             for writer in writers:
                 group.create_task(writer.run(enough))
             await advanced(writers, 5 * BATCH)
-            killed = (await servers.run("kill", "mongo-primary")).strip()
             try:
-                await advanced(writers, 5 * BATCH)
-                enough.set()
+                what = await disturb(writers)
             finally:
                 enough.set()
-                await servers.run("start", "mongo")
-        print(f"\n{driver}: {killed} killed; longest gap {max(w.gap for w in writers):.1f} s, "
+        print(f"\n{driver}: {what}; longest gap {max(w.gap for w in writers):.1f} s, "
               f"{sum(len(w.errors) for w in writers)} calls failed")  # fmt: skip
         checkpoints = await one.checkpoints()
         documents = plain_client()[DATABASE].events

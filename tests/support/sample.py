@@ -82,8 +82,10 @@ def load_sample() -> Sample:
         return Sample(path, "the file beside the checkout", _read(path))
     path = Path(tempfile.gettempdir()) / f"cdrs-generated-sample-{os.getuid()}.ndjson.gz"
     lines = _generate()
-    with gzip.open(path, "wb", compresslevel=1) as file:
+    made = path.with_name(f"{path.name}.{os.getpid()}")
+    with gzip.open(made, "wb", compresslevel=1) as file:
         file.write(b"\n".join(lines) + b"\n")
+    made.replace(path)  # another run of the tests may be reading it
     return Sample(path, "generated, of the same shape", lines)
 
 
