@@ -18,7 +18,11 @@ from shared.records import HistoryPage, PageQuery, Record, StreamInfo
 BIG = 2**30
 
 
-@pytest.fixture(params=STORE_ADAPTERS)
+# MongoDB's other driver takes the same calls: all of this has its turn in the whole run, what writes in every run.
+SLOWLY = {"mongo-pymongo"}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOWLY)) for name in STORE_ADAPTERS])
 async def adapter(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LogAdapter]:
     adapter = STORE_ADAPTERS[request.param](tmp_path)
     yield adapter

@@ -75,7 +75,7 @@ def everything(count: int) -> set[tuple[str, int]]:
 async def test_all_kinds(tmp_path: Path, variables: dict[str, str]) -> None:
     with CdrsProcess(tmp_path / "before", ["--data", str(tmp_path / "data")], env=variables).start(timeout=90) as cdrs:
         json_type = {"content-type": "application/json"}
-        made = cdrs.request("PUT", f"/v1/streams/{WIDE}", b'{"spread":3}', headers=json_type)
+        made = cdrs.request("PUT", f"/v1/streams/{WIDE}", b'{"spread":2}', headers=json_type)
         assert made.status == 201, made
         receipts = publish(cdrs, range(EVENTS))
         records, _ = read(cdrs, [ONE], EVENTS)

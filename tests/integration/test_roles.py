@@ -119,7 +119,10 @@ def stopping(cdrs: CdrsProcess) -> Iterator[CdrsProcess]:
 # --- signals --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.slow), pytest.param(signal.SIGTERM, id="term")],
+)
 @pytest.mark.parametrize("args", [[], ["--nodes", "2"]], ids=["one", "nodes"])
 def test_a_signal_drains_and_exits_0_within_5_seconds(tmp_path: Path, args: list[str], number: int) -> None:
     with CdrsProcess(tmp_path, args).start() as cdrs, ExitStack() as stack:
