@@ -56,7 +56,7 @@ class JudgedLane(Lane):
         """Slots of the current batch that the index alone has found absent."""
         self._has_appended = False
         """Whether anything of the current batch is in the log."""
-        self._mine: dict[int, set[int]] = {}
+        self._mine: dict[int, tuple[int, ...]] = {}
         """Slot of the current batch → the offsets at which this node has written it."""
         self._current: Batch | None = None
         self._again: list[int] = []
@@ -162,8 +162,7 @@ class JudgedLane(Lane):
         for slot, own in zip(slots, entries, strict=True):
             if not isinstance(own, int):
                 continue
-            mine = self._mine.setdefault(slot, set())
-            mine.add(own)
+            mine = self._mine[slot] = (*self._mine.get(slot, ()), own)
             stored = batch.results[slot]
             if stored is not None and stored.offset >= 0 and stored.offset not in mine:
                 batch.fill(slot, msgspec.structs.replace(stored, duplicate=True))
