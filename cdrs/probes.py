@@ -69,9 +69,7 @@ class NodeHealth:
         lag = sum(node.lag.values())
         self._started = self._started or node.is_caught_up
         checks.set("tail", trouble="" if node.is_caught_up else _behind(lag), fine=_behind(lag))
-        checks.note_well()
-        if self._telemetry is not None:
-            self._telemetry.checks({name: check.ok for name, check in checks.found.items()})
+        checks.looked(self._telemetry)
         if not node.is_ready or not checks.is_ok("log"):
             return "unavailable"
         return "ok" if checks.all_ok else "degraded"

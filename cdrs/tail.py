@@ -162,11 +162,13 @@ class Tail:
         """A log that was too short and has its records again is served again; one that has others there is not."""
         for partition in [p for p in self._doubted if ends.get(p, 0) >= self.known_ends[p]]:
             known = await self._last_known(partition)
+            if known is None:
+                continue
             try:
-                found = None if known is None else await self._read_one(partition, known.offset)
+                found = await self._read_one(partition, known.offset)
             except Gone:
-                found = None
-            if known is None or found is None:
+                continue
+            if found is None:
                 continue
             self._doubted.discard(partition)
             if _are_same(known, found):

@@ -16,6 +16,7 @@ from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
 from gateway.catch_up import catch_up
+from gateway.lingering import CLOSE_TIMEOUT
 from gateway.views import http_chunk
 from shared.errors import ServerError
 from shared.sse import bye_block
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LAST_CHUNK = b"0\r\n\r\n"
-CLOSE_TIMEOUT = 10.0
-"""Seconds in which a client has to take what was written before a close."""
 
 
 class FastConnection(asyncio.Protocol):

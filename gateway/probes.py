@@ -87,8 +87,7 @@ class Health:
         for name in self._shown - missing.keys() - {"log"}:
             checks.set(name, trouble="", fine="reached")
         self._shown |= missing.keys()
-        checks.note_well()
-        self._context.telemetry.checks({name: check.ok for name, check in checks.found.items()})
+        checks.looked(self._context.telemetry)
         return checks.found
 
     def _log_size(self) -> str:

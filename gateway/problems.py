@@ -9,7 +9,8 @@ import html
 import inspect
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -19,6 +20,9 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Match, Mount, Route
 
 from shared.errors import BY_PROBLEM, CdrsError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
+
+ALLOW = "DELETE, GET, HEAD, OPTIONS, POST, PUT"
+"""Of requests that no application is given."""
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -197,3 +201,17 @@ routes: list[Route] = [
     Route("/problems/", _without_slash, include_in_schema=False),
     Route("/problems/{type}", problem_page),
 ]
+
+
+def raw_problem(error: CdrsError, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A whole HTTP/1.1 answer with a problem document, the last one on its connection."""
+    body = orjson.dumps(problem_document(error))
+    parts = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode("ascii")]
+    headers = problem_headers(error) | {"content-length": str(len(body)), "connection": "close"}
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = ALLOW
+    for name, value in default_headers:
+        parts += [name, b": ", value, b"\r\n"]
+    for text, content in headers.items():
+        parts.append(f"{text}: {content}\r\n".encode("ascii"))
+    return b"".join([*parts, b"\r\n", body])

@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 from gateway.hosts import is_near
 from gateway.lingering import LingeringTransport
 from gateway.origin import Origin
-from gateway.refusals import refusal
+from gateway.problems import raw_problem
 from shared.descriptors import Room
 from shared.errors import (
     CdrsError,
@@ -40,7 +40,6 @@ MAX_TARGET = 8 * 1024
 """Longest request target, in bytes."""
 MAX_UNWANTED = 64 * 1024
 """Bytes of a body that are thrown away after its request was answered, before the connection is closed."""
-
 MAX_AHEAD = 64
 """Requests that wait for the answers to those before them: each costs 2 KiB. What is behind them is not parsed yet."""
 PARSED_AT_ONCE = 16 * 1024
@@ -368,7 +367,7 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         cycle = self._current()
         is_answering = cycle is not None and not cycle.response_complete and cycle.response_started
         if not is_answering and not self.transport.is_closing():
-            self.transport.write(refusal(error, self.server_state.default_headers))
+            self.transport.write(raw_problem(error, self.server_state.default_headers))
         if cycle is not None and not cycle.response_complete:
             # The application is told that the client has gone, so that it stores nothing of a cut body.
             cycle.disconnected = True

@@ -75,7 +75,7 @@ class View:
         self._joined_low = 0
         """The lowest place at which somebody has joined since the last sweep began."""
         self._placed: tuple[int, Place] | None = None
-        """The furthest place in the text that was asked for, and its frame."""
+        """The furthest frame that was asked for, and its place in the text."""
         self._cursors: list[bytes] = []
         self._size = 0
         self._joins: dict[tuple[int, int], Joined] = {}

@@ -80,6 +80,7 @@ class NodeRole:
         self._doorway = doorway
         self._may_wait = settings.is_distributed
         # Who persists what goes by the picture of the others.
+        tells = telemetry.state_changed if watches else None  # else what the other one finds would be counted twice
         watches = watches or not ports.store.is_log
         self._membership = Membership(
             ports.registry,
@@ -88,7 +89,7 @@ class NodeRole:
             self.member,
             self.node.load,
             watches=watches,
-            on_change=telemetry.state_changed if watches else None,
+            on_change=tells,
         )
 
     async def start(self, background: Background) -> None:

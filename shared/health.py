@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from shared.clock import Clock
 from shared.timestamps import rfc3339
+
+if TYPE_CHECKING:
+    from shared.telemetry import Telemetry
 
 LOOK_EVERY = 2.0
 """Seconds between two looks of a process at what it needs, whether anybody asks or not."""
@@ -49,9 +53,12 @@ class Checks:
         """Whether nothing is amiss."""
         return all(check.ok for check in self._found.values())
 
-    def note_well(self) -> None:
-        """The end of a look: from the first one on at which all is well, changes are said."""
+    def looked(self, telemetry: Telemetry | None = None) -> None:
+        """The end of a look: what was found is shown, and from the first one on at which all is well, changes are
+        said."""
         self._was_well = self._was_well or self.all_ok
+        if telemetry is not None:
+            telemetry.checks({name: check.ok for name, check in self._found.items()})
 
     def is_ok(self, name: str) -> bool:
         """Whether this was looked at and found right."""
@@ -66,11 +73,9 @@ class Checks:
             before.detail = detail
             return
         now = self._clock.monotonic()
-        if not self._was_well:
-            pass
-        elif not ok:
+        if self._was_well and not ok:
             logger.warning("%s: %s", name, detail)
-        elif before is not None:
+        elif self._was_well and before is not None:
             logger.info("%s: %s again, after %.1f s", name, detail, now - self._found_at[name])
         self._found[name] = Check(ok, detail, rfc3339(self._clock.unix_ms()))
         self._found_at[name] = now

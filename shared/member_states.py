@@ -40,15 +40,16 @@ class StateTimes:
     def changed(self, key: str, before: NodeState | None, state: NodeState, seen: float) -> float:
         """It was found in another state, and was last heard at ``seen``; returns how many seconds that took."""
         now = self._clock.monotonic()
-        was_lost = before in _LOST
-        heard = seen if state in _LOST else self.of(key).heard if was_lost else now
+        if state in _LOST:
+            heard, how = seen, "last heard {} ms ago"
+        elif before in _LOST:
+            heard, how = self.of(key).heard, "{} ms after it was last heard"
+        else:
+            heard, how = now, "heard just now"
         seconds = max(now - heard, 0.0)
-        self._since[key] = Since(self._clock.unix_ms(), round(seconds * 1000), heard)
+        since = self._since[key] = Since(self._clock.unix_ms(), round(seconds * 1000), heard)
         was = before.value if before is not None else "unknown"
-        how = f"last heard {seconds * 1000:.0f} ms ago"
-        if state not in _LOST:
-            how = f"{seconds * 1000:.0f} ms after it was last heard" if was_lost else "heard just now"
-        logger.info("%s is %s, was %s; %s", key, state.value, was, how)
+        logger.info("%s is %s, was %s; %s", key, state.value, was, how.format(since.took_ms))
         return seconds
 
     def left(self, key: str) -> None:

@@ -34,15 +34,15 @@ def run(runs: int) -> Result:
     with ours() as server, loading(server, GOOD) as loader:
         rate = affordable(loader)
         for number in range(runs):
-            before = memory(server)
+            before, _ = memory(server)
             measures["alone"].append(measure(loader, rate))
             for which in ("more good ones", "bad ones") if number % 2 else ("bad ones", "more good ones"):
                 with misbehaving(server) if which == "bad ones" else loading(server, BAD):
                     measures[which].append(measure(loader, rate))
-                    now = memory(server)
-                if which == "bad ones":
-                    own.append((now[0] - before[0]) / BAD)
-                    kernel.append(now[1])
+                    if which == "bad ones":
+                        resident, fullest = memory(server)
+                        own.append((resident - before) / BAD)
+                        kernel.append(fullest)
     return told(measures, rate, max(own), max(kernel))
 
 

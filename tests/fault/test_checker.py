@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.checker import RULES, check, figures, matches
+from faults.checker import RULES, check, matches
+from faults.figures import figures
 from faults.history import Actor, merged, read_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -7,23 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hand_clock import HandClock
 
 from gateway.routing import NodeHandle
 from gateway.streams import StreamCatalog
 from shared.errors import InternalError, LinkBroken, Unavailable
 from shared.ports import Member
 from shared.records import StreamInfo
-
-
-class ManualClock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def unix_ms(self) -> int:
-        return int(self.now * 1000)
 
 
 class Node:
@@ -64,7 +54,7 @@ class OneByOne:
 
 
 def catalog(*nodes: Node, clock: Any = None, capacity: int = 100) -> StreamCatalog:
-    return StreamCatalog(OneByOne(*nodes), clock or ManualClock(), capacity=capacity)
+    return StreamCatalog(OneByOne(*nodes), clock or HandClock(), capacity=capacity)
 
 
 async def test_a_spread_is_asked_for_once() -> None:
@@ -91,7 +81,7 @@ async def test_many_who_ask_at_once_share_one_question() -> None:
 
 
 async def test_an_absent_stream_has_spread_1_for_a_moment() -> None:
-    clock, node = ManualClock(), Node()
+    clock, node = HandClock(), Node()
     streams = catalog(node, clock=clock)
     assert await streams.spread_of("new") == 1
     assert streams.cached_spread("new") == 1
@@ -103,7 +93,7 @@ async def test_an_absent_stream_has_spread_1_for_a_moment() -> None:
 
 
 async def test_a_stream_born_by_its_first_event_needs_no_second_question() -> None:
-    node, clock = Node(b=3), ManualClock()
+    node, clock = Node(b=3), HandClock()
     streams = catalog(node, clock=clock)
     assert await streams.spread_of("a") == 1
     assert streams.has_absent
@@ -183,7 +173,7 @@ async def test_the_next_node_answers_for_one_whose_link_broke() -> None:
     gone, alive = Node(), Node(a=6)
     gone.error = LinkBroken("reset")
     router = OneByOne(gone, alive)
-    streams = StreamCatalog(router, ManualClock())
+    streams = StreamCatalog(router, HandClock())
     assert await streams.spread_of("a") == 6
     assert [handle.key for handle in router.left] == ["n1/1"]
 
@@ -192,7 +182,7 @@ async def test_a_busy_node_keeps_its_place_but_the_next_answers() -> None:
     busy, alive = Node(), Node(a=6)
     busy.error = Unavailable("draining")
     router = OneByOne(busy, alive)
-    assert await StreamCatalog(router, ManualClock()).spread_of("a") == 6
+    assert await StreamCatalog(router, HandClock()).spread_of("a") == 6
     assert len(router.left) == 2
 
 

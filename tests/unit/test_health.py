@@ -7,27 +7,12 @@ import logging
 from contextlib import suppress
 
 import pytest
+from hand_clock import HandClock
 
 from shared import health
 from shared.detector import NodeState
 from shared.health import Checks, keep_looking
 from shared.member_states import StateTimes
-
-
-class ManualClock:
-    """Stands still until it is advanced."""
-
-    def __init__(self) -> None:
-        self._now = 100.0
-
-    def monotonic(self) -> float:
-        return self._now
-
-    def unix_ms(self) -> int:
-        return round(self._now * 1000)
-
-    def advance(self, seconds: float) -> None:
-        self._now += seconds
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -36,19 +21,19 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_what_becomes_amiss_is_said_and_how_long_it_was(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    clock = ManualClock()
+    clock = HandClock()
     checks = Checks(clock)
     checks.set("log", trouble="not reached yet", fine="answers")
-    checks.note_well()
+    checks.looked()
     checks.set("log", trouble="", fine="answers")
-    checks.note_well()
+    checks.looked()
     assert not said(caplog), "what lacks before the start is no news"
     since = checks.found["log"].since
-    clock.advance(5)
+    clock.now += 5
     checks.set("log", trouble="away", fine="answers")
     checks.set("log", trouble="still away", fine="answers")
     assert checks.found["log"].since > since
-    clock.advance(3.2)
+    clock.now += 3.2
     checks.set("log", trouble="", fine="answers")
     assert said(caplog) == ["log: away", "log: answers again, after 3.2 s"]
     checks.set("persist", trouble="too far behind", fine="as it should be")
@@ -80,16 +65,16 @@ async def test_a_look_that_fails_is_said_and_not_the_last(
 
 def test_each_state_has_its_time(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    clock = ManualClock()
+    clock = HandClock()
     times = StateTimes(clock)
     heard = clock.monotonic()
     assert times.changed("n/1", None, NodeState.LIVE, heard) == 0
-    clock.advance(1.5)
+    clock.now += 1.5
     assert times.changed("n/1", NodeState.LIVE, NodeState.SUSPECT, heard) == pytest.approx(1.5)
-    clock.advance(1.0)
+    clock.now += 1.0
     assert times.changed("n/1", NodeState.SUSPECT, NodeState.DEAD, heard) == pytest.approx(2.5)
     assert times.of("n/1").took_ms == 2500
-    clock.advance(4.0)
+    clock.now += 4.0
     assert times.changed("n/1", NodeState.DEAD, NodeState.LIVE, clock.monotonic()) == pytest.approx(6.5)
     assert (times.of("n/1").took_ms, times.of("n/1").since_ms) == (6500, clock.unix_ms())
     times.left("n/1")

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
+from hand_clock import HandClock
+
 from gateway.stalls import StallWatch
-
-
-class HandClock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def unix_ms(self) -> int:
-        return 0
 
 
 class Client:

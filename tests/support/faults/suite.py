@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faults.checker import Figures, Verdict, check, figures
+from faults.checker import Verdict, check
+from faults.figures import Figures, figures
 from faults.history import Actor, Record
 from faults.load import (
     WIDE,
