@@ -115,7 +115,7 @@ class HistoryReader:
             floors = await self._store.starts()
             for partition, ring in self._tail.rings.items():
                 start = max(ring.start, floors.get(partition, 0))  # what was deleted is not found in memory either
-                records, _ = ring.read(start, ring.next, limit=len(ring), max_bytes=2**62, stream=stream)
+                records, _ = ring.read(start, ring.next, limit=len(ring), max_bytes=2**62, streams=[stream])
                 found += [r for r in records if r.identity.startswith(prefix) and r.identity not in seen]
             if not found and await self._is_between():
                 raise Unavailable("the store has not got everything yet", retry_after=1.0)
@@ -173,14 +173,10 @@ def _all(ring: PartitionRing, start: int, stop: int) -> list[Record]:
 
 def _from_ring(ring: PartitionRing, query: PageQuery) -> HistoryPage:
     """A forward page out of the ring, which covers its start."""
-    streams = query.streams
-    if streams is None or len(streams) == 1:
-        stream = streams[0] if streams else None
-        records, reached = ring.read(
-            query.start, query.stop, limit=query.limit, max_bytes=query.max_bytes, stream=stream
-        )
-        return HistoryPage(records, reached)
-    return _forwards(_all(ring, query.start, query.stop), query, min(query.stop, ring.next))
+    records, reached = ring.read(
+        query.start, query.stop, limit=query.limit, max_bytes=query.max_bytes, streams=query.streams
+    )
+    return HistoryPage(records, reached)
 
 
 def _forwards(records: Sequence[Record], query: PageQuery, end: int) -> HistoryPage:

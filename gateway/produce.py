@@ -199,7 +199,7 @@ async def _store_batch(context: GatewayContext, builder: EventBuilder, body: byt
     settlements: Sequence[Settlement] = ()
     if drafts:
         settlements = await settle(context, drafts, await submit(context, drafts))
-    answers = _answers(context, items, settlements)
+    answers = await _answers(context, items, settlements)
     receipts = [answer for answer in answers if isinstance(answer, Receipt)]
     duplicates = sum(receipt.duplicate for receipt in receipts)
     telemetry = context.telemetry
@@ -214,13 +214,15 @@ async def _store_batch(context: GatewayContext, builder: EventBuilder, body: byt
     return _json(answers, status=200 if duplicates else 201)
 
 
-def _answers(
+async def _answers(
     context: GatewayContext, items: Sequence[Draft | CdrsError], settlements: Sequence[Settlement]
 ) -> list[Receipt | ItemProblem]:
     writer = ReceiptWriter(context.router.epoch) if settlements else None
     settled = iter(settlements)
     answers: list[Receipt | ItemProblem] = []
     for index, item in enumerate(items):
+        if index % YIELD_EVERY == YIELD_EVERY - 1:
+            await asyncio.sleep(0)
         if not isinstance(item, Draft):
             answers.append(ItemProblem.of(index, item))
             continue

@@ -15,6 +15,7 @@ from gateway.hub import Hub
 from gateway.routing import Router
 from gateway.segments import Segment, Segments
 from gateway.subscriber import Subscriber
+from gateway.turnstile import Turnstile
 from gateway.views import Selection
 from shared.clock import Clock
 from shared.errors import Unavailable
@@ -24,6 +25,16 @@ from shared.telemetry import Telemetry
 
 READ_TIMEOUT = 10.0
 """Seconds of trying all nodes for one page before the reader is told to come back later."""
+QUESTIONS_AT_ONCE = 48
+"""Pages that are asked of the nodes at the same time: fewer than a link has connections for questions, so that the time
+of a question is the node's alone."""
+QUEUE_TIMEOUT = 60.0
+"""Seconds that a reader waits for its turn to ask; as long as a crowd of readers below the ring may take."""
+OFFSETS_A_TURN = 1024
+"""Offsets read from the ring in one turn of the event loop, all readers together. One costs 1 us, with a filter that
+looks into the event 6; two pages, or the history of many who come back from close by."""
+PAGE_WEIGHT = 16
+"""What a page costs besides, in offsets."""
 
 
 class HistoryReader:
@@ -35,6 +46,8 @@ class HistoryReader:
         self._clock = clock
         self._telemetry = telemetry
         self._segments = Segments(hub)
+        self._turnstile = Turnstile(OFFSETS_A_TURN)
+        self._questions = asyncio.Semaphore(QUESTIONS_AT_ONCE)
 
     def segment(self, subscriber: Subscriber, selection: Selection, position: Mapping[int, int]) -> Segment:
         """History of a selection from a position on as ready frames. The subscriber stands at the place of its view
@@ -48,14 +61,29 @@ class HistoryReader:
                 self._telemetry.gap(reason)
 
     async def page(self, query: PageQuery) -> HistoryPage:
-        """Raises `Unavailable` when no node answers within `READ_TIMEOUT`."""
+        """Raises `Unavailable` when no node answers within `READ_TIMEOUT`, or its turn does not come."""
+        if self._covers(query):
+            await self._turnstile.enter(PAGE_WEIGHT + min(query.limit, query.stop - query.start))
+            if self._covers(query):
+                records, reached = self._hub.rings[query.partition].read(
+                    query.start, query.stop, limit=query.limit, max_bytes=query.max_bytes, streams=query.streams
+                )
+                return HistoryPage(records, reached)
+        try:
+            async with asyncio.timeout(QUEUE_TIMEOUT):
+                await self._questions.acquire()
+        except TimeoutError as error:
+            raise Unavailable("too many ask for history", retry_after=5) from error
+        try:
+            return await self._ask(query)
+        finally:
+            self._questions.release()
+
+    def _covers(self, query: PageQuery) -> bool:
         ring = self._hub.rings.get(query.partition)
-        if ring is not None and ring.covers(query.start) and not query.backwards and _one_or_all(query.streams):
-            stream = query.streams[0] if query.streams else None
-            records, reached = ring.read(
-                query.start, query.stop, limit=query.limit, max_bytes=query.max_bytes, stream=stream
-            )
-            return HistoryPage(records, reached)
+        return ring is not None and ring.covers(query.start) and not query.backwards
+
+    async def _ask(self, query: PageQuery) -> HistoryPage:
         deadline = self._clock.monotonic() + READ_TIMEOUT
         while True:
             if self._telemetry is not None:
@@ -67,10 +95,6 @@ class HistoryReader:
                 if self._clock.monotonic() >= deadline:
                     raise Unavailable("no node can be asked for history", retry_after=1) from error
             await asyncio.sleep(0.05)
-
-
-def _one_or_all(streams: Sequence[str] | None) -> bool:
-    return streams is None or len(streams) == 1
 
 
 class Replay:
@@ -96,13 +120,14 @@ class Replay:
             segment = self._reader.segment(self._subscriber, self._selection, self.position)
             self._target = segment.target
             number = 0
-            while (chunk := await segment.chunk(number)) is not None:
-                number += 1
-                self.position = chunk.position
-                self._subscriber.cursor = chunk.cursor or self._subscriber.cursor
-                self._reader.told_gaps(chunk.gaps)
-                if chunk.data:
-                    yield chunk.data
+            with segment.reading():
+                while (chunk := await segment.chunk(number)) is not None:
+                    number += 1
+                    self.position = chunk.position
+                    self._subscriber.cursor = chunk.cursor or self._subscriber.cursor
+                    self._reader.told_gaps(chunk.gaps)
+                    if chunk.data:
+                        yield chunk.data
             if segment.reaches_view and self._hub.go_live(self._subscriber):
                 return
 

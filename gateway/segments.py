@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from typing import NamedTuple
 
 from gateway.gaps import loss
@@ -50,7 +50,17 @@ class Segment:
     """History of one selection from a position on, up to the place where the live view stood when it was begun, or to
     `SEGMENT_BYTES`."""
 
-    def __init__(self, hub: Hub, pages: Pages, view: View, start: Mapping[int, int], target: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        pages: Pages,
+        view: View,
+        start: Mapping[int, int],
+        target: Mapping[int, int],
+        *,
+        grown: Callable[[Segment, int], None],
+    ) -> None:
+        """``grown``: told of each chunk, and how many bytes it has."""
         self.view = view
         self.seq = view.end
         """The number of the view's frame that follows `target`."""
@@ -63,13 +73,18 @@ class Segment:
         self.reaches_view = False
         """It ends at `target`."""
         self.size = 0
+        """Bytes of the chunks that it keeps."""
         self.kept_until: asyncio.TimerHandle | None = None
-        """When nobody else may use it any more."""
+        """When nobody else may use it any more; None from then on."""
         self._hub = hub
         self._selection = view.selection
         self._position = dict(start)
         self._error: ServerError | None = None
-        self._chunks: list[Chunk] = []
+        self._grown = grown
+        self._chunks: list[Chunk | None] = []
+        """None: given to everybody."""
+        self._freed = 0
+        self._readers = 0
         self._more = self._build(pages)
         self._reading = asyncio.Lock()
 
@@ -77,8 +92,20 @@ class Segment:
         """Have a subscriber stand where it ends; False where that place is gone."""
         return self._hub.join_at(subscriber, self.view, self.seq)
 
+    @contextmanager
+    def reading(self) -> Generator[None]:
+        """Whoever takes chunks is in this context while it does."""
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+
     async def chunk(self, number: int) -> Chunk | None:
-        """A chunk by its number; None where there is none. Raises the `ServerError` that reading ended with."""
+        """A chunk by its number, for a reader that has taken those before; None where there is none. Raises the
+        `ServerError` that reading ended with."""
+        if self.kept_until is None and self._readers == 1:
+            self._free(number)
         while number >= len(self._chunks) and not self.is_over:
             async with self._reading:
                 if number >= len(self._chunks) and not self.is_over:
@@ -88,6 +115,13 @@ class Segment:
         if self._error is not None:
             raise type(self._error)(self._error.detail, retry_after=self._error.retry_after)
         return None
+
+    def _free(self, stop: int) -> None:
+        """Keep no chunk below ``stop``: its only reader is there, and there will be no other one."""
+        for number in range(self._freed, stop):
+            chunk, self._chunks[number] = self._chunks[number], None
+            self.size -= len(chunk.data) if chunk is not None else 0
+        self._freed = max(self._freed, stop)
 
     async def _read(self) -> None:
         try:
@@ -103,6 +137,7 @@ class Segment:
         else:
             self.size += len(chunk.data)
             self._chunks.append(chunk)
+            self._grown(self, len(chunk.data))
 
     async def _build(self, pages: Pages) -> AsyncGenerator[Chunk]:
         position, selection = self._position, self._selection
@@ -162,6 +197,8 @@ class Segments:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._kept: OrderedDict[Key, Segment] = OrderedDict()
+        self._size = 0
+        """Bytes of all that are kept."""
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -175,18 +212,29 @@ class Segments:
             return segment
         target = self._hub.join(subscriber, selection)
         assert subscriber.view is not None
-        segment = self._kept[key] = Segment(self._hub, pages, subscriber.view, position, target)
-        self._kept.move_to_end(key)
+        if segment is not None:
+            self._forget(key, segment)
+        segment = self._kept[key] = Segment(self._hub, pages, subscriber.view, position, target, grown=self._grown)
         segment.view.hold(segment, segment.seq)
         segment.kept_until = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, key, segment)
-        while len(self._kept) > KEPT or sum([kept.size for kept in self._kept.values()]) > KEPT_BYTES:
-            self._forget(*next(iter(self._kept.items())))
+        self._forget_oldest()
         return segment
 
-    def _forget(self, key: Key, segment: Segment) -> None:
-        segment.view.release(segment)
+    def _grown(self, segment: Segment, size: int) -> None:
         if segment.kept_until is not None:
-            segment.kept_until.cancel()  # it would hold the chunks until then
-            segment.kept_until = None
-        if self._kept.get(key) is segment:
-            del self._kept[key]
+            self._size += size
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        while len(self._kept) > KEPT or self._size > KEPT_BYTES:
+            self._forget(*next(iter(self._kept.items())))
+
+    def _forget(self, key: Key, segment: Segment) -> None:
+        """Give it to nobody else any more; those who read it go on. Idempotent."""
+        if segment.kept_until is None:
+            return
+        segment.view.release(segment)
+        segment.kept_until.cancel()  # it would hold the chunks until then
+        segment.kept_until = None
+        self._size -= segment.size
+        del self._kept[key]

@@ -1,4 +1,4 @@
-"""Lets only so many in for each turn of the event loop, so that a crowd at the door does not hold up what runs."""
+"""Lets only so much in for each turn of the event loop, so that a crowd at the door does not hold up what runs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from collections import deque
 from collections.abc import Callable
 
 
+class _Place:
+    """In the queue."""
+
+    __slots__ = ("is_free", "weight")
+
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
+        self.is_free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
 class Turnstile:
     """First come, first in. Costs nothing worth naming while nobody waits."""
 
     def __init__(self, per_turn: int) -> None:
         self._per_turn = per_turn
         self._passed = 0
-        self._waiting: deque[asyncio.Future[None] | Callable[[], None]] = deque()
+        self._waiting: deque[_Place | Callable[[], None]] = deque()
         self._is_due = False
 
     @property
@@ -21,14 +31,15 @@ class Turnstile:
         """How many stand before it."""
         return len(self._waiting)
 
-    async def enter(self) -> None:
-        """Wait for a turn with room. Everybody gets in: the queue moves with every turn."""
+    async def enter(self, weight: int = 1) -> None:
+        """Wait for a turn with room. Everybody gets in: the queue moves with every turn, and the last one in a turn may
+        weigh more than there was room for."""
         if self._passed < self._per_turn and not self._waiting:
-            self._pass()
+            self._pass(weight)
             return
-        place = asyncio.get_running_loop().create_future()
+        place = _Place(weight)
         self._waiting.append(place)
-        await place
+        await place.is_free
 
     def call(self, visit: Callable[[], None]) -> None:
         """The same without a task: ``visit`` is called at its turn, which may be now. It must not fail."""
@@ -38,8 +49,8 @@ class Turnstile:
         else:
             self._waiting.append(visit)
 
-    def _pass(self) -> None:
-        self._passed += 1
+    def _pass(self, weight: int = 1) -> None:
+        self._passed += weight
         if not self._is_due:
             self._is_due = True
             # Behind what is ready now and what arrives meanwhile: a timer is looked at once a turn.
@@ -53,6 +64,6 @@ class Turnstile:
             if callable(place):
                 self._pass()
                 place()
-            elif not place.done():
-                self._pass()
-                place.set_result(None)
+            elif not place.is_free.done():
+                self._pass(place.weight)
+                place.is_free.set_result(None)

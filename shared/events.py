@@ -370,12 +370,14 @@ def _check_required(members: Mapping[str, Any]) -> None:
 
 
 def split_batch(body: bytes, *, max_events: int) -> list[bytes]:
-    """The raw items of a JSON array. Raises `MalformedJson`, `InvalidEvent`, `EmptyBatch` or `BatchTooLarge`."""
-    value = loads(body, depth=MAX_DEPTH + 2)
-    if not isinstance(value, list):
+    """The raw items of a JSON array, of which none has been looked into. Raises `MalformedJson`, `TooDeep`,
+    `InvalidEvent`, `EmptyBatch` or `BatchTooLarge`."""
+    items = raw_items(body)
+    if items is None:
+        loads(body, depth=MAX_DEPTH + 2)
         raise InvalidEvent("a batch is a JSON array of CloudEvents")
-    if not value:
+    if not items:
         raise EmptyBatch("the batch has no event in it")
-    if len(value) > max_events:  # pyright: ignore[reportUnknownArgumentType]
+    if len(items) > max_events:
         raise BatchTooLarge(f"a batch has at most {max_events} events", limit=max_events)
-    return raw_items(body)
+    return items

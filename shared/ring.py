@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
 from shared.records import FeedBatch, Record
@@ -111,16 +111,18 @@ class PartitionRing:
         return share * max(len(self) / self._max_records, self._bytes / self._max_bytes) > 0.5
 
     def read(
-        self, start: int, stop: int, *, limit: int, max_bytes: int, stream: str | None = None
+        self, start: int, stop: int, *, limit: int, max_bytes: int, streams: Sequence[str] | None = None
     ) -> tuple[list[Record], int]:
-        """Records in [start, stop), and the offset up to which they are complete. ``start`` must be covered."""
+        """Records in [start, stop), of these streams or of all, and the offset up to which they are complete. ``start``
+        must be covered."""
         stop = min(stop, self.next)
-        if stream is None:
+        if streams is None:
             at = self._at(start)
             found: Iterable[Record] = self._records[at : at + limit + 1]
+        elif len(streams) == 1:
+            found = self._of_stream(streams[0], start)
         else:
-            held = self._by_stream.get(stream)
-            found = _from_right(held if isinstance(held, deque) else () if held is None else (held,), start)
+            found = sorted([record for name in set(streams) for record in self._of_stream(name, start)], key=_offset)
         taken: list[Record] = []
         size = 0
         for record in found:
@@ -131,6 +133,10 @@ class PartitionRing:
             taken.append(record)
             size += len(record.value)
         return taken, stop
+
+    def _of_stream(self, stream: str, start: int) -> Iterable[Record]:
+        held = self._by_stream.get(stream)
+        return _from_right(held if isinstance(held, deque) else () if held is None else (held,), start)
 
 
 def _from_right(queue: deque[Record] | tuple[Record, ...], start: int) -> Iterable[Record]:

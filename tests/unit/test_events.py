@@ -23,7 +23,7 @@ from shared.errors import (
 )
 from shared.events import SPREAD_UNKNOWN, Draft, EventBuilder, attributes_of
 from shared.ids import UuidV7
-from shared.jsonbytes import check_depth, is_json, loads, one_line
+from shared.jsonbytes import check_depth, is_json, loads, one_line, raw_items
 from shared.records import DataKind, NewEvent, identity_of
 from shared.validation import parse_media_type
 
@@ -245,6 +245,32 @@ def test_what_is_only_looked_at_is_taken_as_what_is_parsed(text: bytes, changes:
         assert not is_json(text)
     else:
         assert is_json(text)
+
+
+@given(st.sampled_from(_NEARLY_JSON), st.lists(st.tuples(st.integers(0, 80), _INSTEAD), max_size=4))
+@example(b"[1e400,2]", [])
+@example(b"[1,]", [])
+def test_what_is_only_cut_up_is_taken_as_what_is_parsed(text: bytes, changes: list[tuple[int, bytes]]) -> None:
+    for at, new in changes:
+        text = text[:at] + new + text[at + 1 :]
+    items = raw_items(text)
+    try:
+        value = loads(text)
+    except MalformedJson:
+        assert items is None
+    else:
+        assert (items is not None) == isinstance(value, list)
+        assert items is None or [loads(item) for item in items] == value
+
+
+def test_an_item_that_is_too_deep_is_refused_alone() -> None:
+    deep, good = b"[" * 33 + b"]" * 33, ce(id="good")
+    item = ce(id="deep", data=1).replace(b'"data": 1', b'"data": ' + deep)
+    assert deep in item
+    found = list(builder().batch(b"[%b,%b,%b]" % (good, item, good), max_events=3))
+    assert [type(each) for each in found] == [Draft, TooDeep, Draft]
+    with pytest.raises(TooDeep):
+        list(builder().batch(b"[" * 2000 + b"]" * 2000, max_events=3))
 
 
 @given(st.binary(max_size=60) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))

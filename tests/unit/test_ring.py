@@ -54,7 +54,7 @@ def test_reading_one_stream_is_reading_all_and_filtering(streams: list[str], bou
         return
     everything, _ = r.read(start, 1000, limit=1000, max_bytes=10**9)
     for wanted in "abc":
-        got, reached = r.read(start, 1000, limit=1000, max_bytes=10**9, stream=wanted)
+        got, reached = r.read(start, 1000, limit=1000, max_bytes=10**9, streams=[wanted])
         assert got == [x for x in everything if x.stream == wanted]
         assert reached == r.next
 
