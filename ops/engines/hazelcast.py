@@ -40,6 +40,9 @@ def configuration(engines: EngineSet, member: Member) -> str:
                 # then, and that split lasted for as long as the third stood still.
                 "hazelcast.max.no.heartbeat.seconds": "6",
                 "hazelcast.heartbeat.interval.seconds": "1",
+                # More than there are connections between members: the thread of the one to a member that stands still
+                # is busy all the time, and whoever shares it may be missed as well (hazelcast#26473).
+                "hazelcast.io.output.thread.count": "8",
                 "hazelcast.merge.first.run.delay.seconds": "5",
                 "hazelcast.merge.next.run.delay.seconds": "5",
             },

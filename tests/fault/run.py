@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT)]
 
 from faults.nemesis import FAULTS  # noqa: E402
-from faults.suite import Progress, Run, run, table, write_summary  # noqa: E402
+from faults.suite import Progress, Run, run, steps, table, write_summary  # noqa: E402
 from faults.systems import CannotRun, Distributed, System  # noqa: E402
 
 PROFILES = ("embedded", "distributed")
@@ -126,6 +126,8 @@ def _report(outcome: Run, folder: Path, options: argparse.Namespace) -> int:
     print()
     print(f"profile {options.profile}, seed {outcome.seed}, {len(outcome.figures)} faults in {outcome.seconds:.0f} s, "
           f"{outcome.connections} connections of subscribers")  # fmt: skip
+    for line in steps(outcome):
+        print(line)
     for name, reason in outcome.skipped.items():
         print(f"not injected: {name}: {reason}")
     print(outcome.verdict)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from failpoints.arming import Failpoints
+from faults import nemesis
 from faults.checker import check
-from faults.history import read_folder
-from faults.nemesis import FAULTS
+from faults.history import Actor, read_folder
+from faults.nemesis import FAULTS, Scene
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = [sys.executable, str(ROOT / "tests/fault/run.py")]
@@ -30,9 +35,9 @@ def faults(*words: str, timeout: float = 110) -> subprocess.CompletedProcess[str
     [
         (["--seed", "x"], "a seed is a whole number from 0 to 999999999999, not 'x'"),
         (["--seed", "-1"], "expected one argument|a seed is a whole number"),
-        (["--faults", "F1,F99"], "unknown F99; known are F1, F3"),
+        (["--faults", "F1,F99"], "unknown F99; known are F1, F2, F3"),
         (["--faults", ","], "unknown list; known are F1"),
-        (["--faults", "F14"], "F14 cannot happen on the embedded profile; there are F1, F3"),
+        (["--faults", "F14"], "F14 cannot happen on the embedded profile; there are F1, F2, F3"),
         (["--profile", "cloud"], "invalid choice: 'cloud'"),
         (["--seconds", "0"], "seconds are a number above 0"),
         (["--seconds", "soon"], "seconds are a number above 0"),
@@ -90,10 +95,35 @@ def test_a_killed_node_breaks_no_rule_and_the_histories_say_so_again(tmp_path: P
     summary = json.loads((out / "verdict.json").read_text())
     assert summary["ok"], summary
     assert [figure["name"] for figure in summary["figures"]] == ["F7"]
+    (step,) = summary["steps"]["F7"]
+    assert f"F7 killed at: {step} (1)" in done.stdout
     again = check(read_folder(out))
     assert again.ok, str(again)
     assert (again.acknowledged, again.seen) == (summary["acknowledged"], summary["seen"])
     assert again.acknowledged > 100
+
+
+def test_where_nobody_comes_to_a_step_it_is_said_and_any_moment_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nemesis, "REACHED_WITHIN", 0.05)
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        system = SimpleNamespace(
+            failpoints=Failpoints(tmp_path), pid=lambda _: victim.pid, processes=lambda: {"gateway": victim.pid}
+        )
+        scene = Scene(cast("Any", system), random.Random(1), Actor("nemesis"), cast("Any", None), (), (), name="F2")
+        scene.decks["F2"] = ["gateway-answered"]
+        FAULTS["F2"].inject(scene)
+        assert victim.wait(10) == -signal.SIGKILL
+    (record,) = scene.history.records
+    assert (record["target"], record["step"]) == ("gateway", "any moment, as nobody came to gateway-answered")
+    assert list(tmp_path.iterdir()) == [], "the step is still armed"
+
+
+def test_each_moment_comes_once_before_one_comes_again() -> None:
+    scene = Scene(cast("Any", None), random.Random(1), Actor("nemesis"), cast("Any", None), (), (), name="F8")
+    drawn = [scene.draw("a", "b", "c") for _ in range(6)]
+    assert [sorted(drawn[:3]), sorted(drawn[3:])] == [["a", "b", "c"]] * 2
 
 
 @pytest.mark.slow

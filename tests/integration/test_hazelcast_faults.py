@@ -24,6 +24,8 @@ from shared.settings import RegistrySettings, Settings
 SETTINGS = RegistrySettings()
 NAMES = ("a", "b", "c")
 KEYS = {f"{name}/1" for name in NAMES}
+REBUILT = 15.0
+"""Seconds until the set is whole once all have found the cluster; 3 s are promised on a machine that is quiet."""
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -163,16 +165,20 @@ async def test_the_whole_cluster_is_killed_and_comes_back_empty(
         nobody_was_lost(all_of_them)
         assert failed
         assert longest < SETTINGS.timeout + 1
+        assert rebuilt - met < REBUILT
     with capsys.disabled():
         after = f"{rebuilt - met:.2f} s after all found it, {rebuilt - ready[0]:.2f} s after it was whole"
         print(f"\n  cluster back empty: rebuilt {after}; longest call {longest:.2f} s")
 
 
-@pytest.mark.slow  # beside everything else on two cores, a stopped member is now and then too much within a minute
+@pytest.mark.slow
 @pytest.mark.parametrize("how_many", [1, 3])
 async def test_members_stop_and_go_on(cluster: EngineSet, capsys: pytest.CaptureFixture[str], how_many: int) -> None:
-    names = [f"hazelcast-{n + 1}" for n in range(how_many)]
+    """One of them is the oldest: the others must agree first on who leads them, and now and then lose each other."""
     async with processes(cluster) as all_of_them:
+        inner: Any = all_of_them[0].registry._link.client()
+        ports = [each.address.port for each in inner._client.cluster_service.get_members()]
+        names = [cluster.member_at(port) for port in ports[:how_many]]
         done = asyncio.Event()
         calls = asyncio.create_task(longest_call(all_of_them[1].registry, done.is_set))
         began = time.monotonic()
@@ -196,8 +202,10 @@ async def test_members_stop_and_go_on(cluster: EngineSet, capsys: pytest.Capture
         longest, failed = await calls
         assert longest < SETTINGS.timeout + 1
         lost = {kind for each in all_of_them for kind in each.kinds if kind[0] in {"leave", "dead"}}
+        moves = sum(each.registry._link.moves for each in all_of_them)
     with capsys.disabled():
-        print(f"\n  {how_many} stopped: {healed:.2f} s, longest call {longest:.2f} s, {failed} refused, lost {lost}")
+        told = f"longest call {longest:.2f} s, {failed} refused, lost {lost}, {moves} moves"
+        print(f"\n  {how_many} stopped: {healed:.2f} s, {told}")
 
 
 async def test_one_process_is_cut_off_and_comes_back(

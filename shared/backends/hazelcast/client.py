@@ -43,7 +43,8 @@ CONNECT_TIMEOUT: Final = 1.5
 TCP_TIMEOUT: Final = 1.0
 CLOSE_TIMEOUT: Final = 1.0
 SILENCE: Final = 1.2
-"""Seconds without one answered call, while there were calls, after which a client is replaced."""
+"""Seconds without one answered call, while there were calls, after which a client is replaced. It takes two calls, one
+after the other, whatever the clock says: where this process itself stood still, one call takes as long as that."""
 
 _logger = logging.getLogger(__name__)
 _failures: ContextVar[list[BaseException] | None] = ContextVar("hazelcast_failures", default=None)
@@ -117,8 +118,15 @@ class Client:
         self.beats = beats
         self.lost = lost
         """Set when it is of no use any more."""
+        self.patience = SILENCE
+        """Seconds of silence that it is granted."""
+        self.was_heard = False
+        """Whether any call was ever answered."""
         self._client = client
         self._silent_since: float | None = None
+        self._failures = 0
+        """Calls in a row, one after the other, that were not answered."""
+        self._failed_at = float("-inf")
 
     @classmethod
     async def start(cls, cluster: Cluster, member: tuple[str, int], changed: Callable[[], None]) -> Self:
@@ -135,6 +143,7 @@ class Client:
                 members = cast(StringSet, _text_only(await client.get_set(f"{cluster.prefix}.{MEMBERS}")))
                 beats = cast(StringMap, _text_only(await client.get_map(f"{cluster.prefix}.{BEATS}")))
                 await members.add_listener(False, lambda _: changed(), lambda _: changed())
+                await cast(Any, client)._internal_cluster_service.wait_initial_member_list_fetched()
         except TimeoutError as error:
             await client.end()
             raise NotTakenInError("accepts connections but does not answer") from error
@@ -150,14 +159,24 @@ class Client:
 
     def answered(self) -> None:
         """A call was answered."""
+        self.was_heard = True
         self._silent_since = None
+        self._failures = 0
 
     def failed(self, since: float) -> None:
         """A call that began at ``since`` (the loop's clock) was not answered, or with an error."""
+        now = asyncio.get_running_loop().time()
         if self._silent_since is None:
             self._silent_since = since
-        if asyncio.get_running_loop().time() - self._silent_since >= SILENCE:
+        if since >= self._failed_at:
+            self._failures += 1
+            self._failed_at = now
+        if self._failures >= 2 and now - self._silent_since >= self.patience:
             self.lost.set()
+
+    def fellows(self) -> frozenset[object]:
+        """The members of the cluster that it is in, as it was told last. No member is in two clusters at a time."""
+        return frozenset(each.uuid for each in cast(Any, self._client).cluster_service.get_members())
 
     async def close(self) -> None:
         """End it. Bounded, idempotent."""

@@ -17,7 +17,7 @@ gap       conn, reason, partition, from, to (null = all partitions, unknown rang
 end       conn, why: the connection is over
 store     stream, source, id, sha, position: one event of the final history, as read after everything healed
 version   name, number, sha, replicas: (hash, copies) of an object's version as read at the end
-fault     name, phase (start or stop), n, target
+fault     name, phase (start or stop), n, target, step (where the process died, for those that die at one)
 told      target, state: the registry's picture told of a member's new state
 note      anything for people
 ========  ==========================================================================================================

@@ -38,6 +38,7 @@ class Producer(threading.Thread):
         self.history = Actor(name, folder)
         self.acknowledged = 0
         self.error: BaseException | None = None
+        self._home = list(ports)
         self._ports = list(ports)
         self._streams = streams
         self._random = random.Random(f"{seed}/{name}")
@@ -46,6 +47,7 @@ class Producer(threading.Thread):
         self._number = 0
         self._finishing = threading.Event()
         self._giving_up = threading.Event()
+        self._homing = threading.Event()
         self._connection: http.client.HTTPConnection | None = None
 
     def finish(self) -> None:
@@ -56,9 +58,18 @@ class Producer(threading.Thread):
         self._finishing.set()
         self._giving_up.set()
 
+    def go_home(self) -> None:
+        """Begin the next request at the first of the gateways again: whoever has left one that died would else stay
+        away, and the next death would find nobody there."""
+        self._homing.set()
+
     def run(self) -> None:
         try:
             while not self._finishing.is_set():
+                if self._homing.is_set():
+                    self._homing.clear()
+                    self._ports = list(self._home)
+                    self._close()
                 self.step([self._event() for _ in range(self.size)])
                 self._finishing.wait(self._pause * self._random.random() * 2)
         except BaseException as error:  # told by the runner

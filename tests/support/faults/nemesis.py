@@ -10,18 +10,21 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from cdrs_process import request, wait_until
 from faults.history import Actor, sha_of
-from faults.load import SOURCE
+from faults.load import SOURCE, Producer
 from faults.proxy import FaultProxy
 from faults.systems import NODES, STALL, System
 
 BOTH = ("embedded", "distributed")
+ANY_MOMENT = "any moment"
+REACHED_WITHIN = 20.0
+"""Seconds under load for a process to come to a step that is armed."""
 
 
 @dataclass
@@ -33,15 +36,24 @@ class Scene:
     history: Actor
     proxy: FaultProxy
     streams: Sequence[str]
+    producers: Sequence[Producer]
     number: int = 0
     name: str = ""
+    decks: dict[str, list[str]] = field(default_factory=dict)
+    """Fault → of the moments at which it may come, those that are still to come before one comes again."""
 
     def node(self) -> str:
         return f"node-{self.random.randint(1, NODES)}"
 
-    def begin(self, target: str) -> None:
-        """The very moment of the injection."""
-        self.history.write("fault", phase="start", name=self.name, n=self.number, target=target)
+    def draw(self, *moments: str) -> str:
+        deck = self.decks.setdefault(self.name, [])
+        if not deck:
+            deck += self.random.sample(moments, len(moments))
+        return deck.pop()
+
+    def begin(self, target: str, *, step: str = "", t: int | None = None) -> None:
+        """The very moment of the injection, unless ``t`` says when it was; ``step``: where a process died."""
+        self.history.write("fault", t=t, phase="start", name=self.name, n=self.number, target=target, step=step)
 
     def hold(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -55,10 +67,33 @@ class Fault(NamedTuple):
     profiles: tuple[str, ...] = BOTH
 
 
-def _kill_gateway(scene: Scene) -> None:
-    pid = scene.system.pid("gateway")
-    scene.begin("gateway")
-    _signal(pid, signal.SIGKILL)
+def _dies(role: str, *steps: str) -> Callable[[Scene], None]:
+    """SIGKILL at any moment or, if the seed says so, at one of these steps. Where nobody comes to it, at any moment."""
+
+    def inject(scene: Scene) -> None:
+        step = scene.draw(ANY_MOMENT, *steps)
+        name = scene.node() if role == "node" else role
+        if step != ANY_MOMENT:
+            if _dies_at(scene, step):
+                return
+            step = f"{ANY_MOMENT}, as nobody came to {step}"
+        pid = scene.system.pid(name)
+        scene.begin(name, step=step)
+        _signal(pid, signal.SIGKILL)
+
+    return inject
+
+
+def _dies_at(scene: Scene, step: str) -> bool:
+    """Whether a process was killed at this step."""
+    names = {pid: name for name, pid in scene.system.processes().items()}
+    scene.system.failpoints.arm(step)
+    try:
+        hit = scene.system.failpoints.wait(step, REACHED_WITHIN)
+    except TimeoutError:
+        return False
+    scene.begin(names.get(hit.pid, "unknown"), step=step, t=hit.t)
+    return True
 
 
 def _stop_gateway(scene: Scene) -> None:
@@ -67,13 +102,6 @@ def _stop_gateway(scene: Scene) -> None:
     _signal(pid, signal.SIGSTOP)
     scene.hold(3 + 2 * scene.random.random())
     _signal(pid, signal.SIGCONT)
-
-
-def _kill_node(scene: Scene) -> None:
-    name = scene.node()
-    pid = scene.system.pid(name)
-    scene.begin(name)
-    _signal(pid, signal.SIGKILL)
 
 
 def _stop_node(scene: Scene) -> None:
@@ -269,10 +297,15 @@ def _signal(pid: int, number: int) -> None:
 EMBEDDED = ("embedded",)
 DISTRIBUTED = ("distributed",)
 FAULTS: dict[str, Fault] = {
-    "F1": Fault("gateway SIGKILL under load", _kill_gateway),
+    "F1": Fault("gateway SIGKILL under load, or before the handoff", _dies("gateway", "gateway-accepted")),
+    "F2": Fault("gateway SIGKILL under load, or before the reply", _dies("gateway", "gateway-answered")),
     "F3": Fault("gateway SIGSTOP 3-5 s, then on", _stop_gateway),
     "F5": Fault("one id, 48 connections, two gateways at once", _same_id_at_once),
-    "F7": Fault("node SIGKILL under load", _kill_node),
+    "F7": Fault("node SIGKILL under load, or before it has stored", _dies("node", "node-judged", "persist-read")),
+    "F8": Fault(
+        "node SIGKILL under load, or when it has stored",
+        _dies("node", "node-appended", "node-answering", "persist-written", "persist-recorded"),
+    ),
     "F9": Fault("node SIGSTOP 3-5 s, back as a zombie", _stop_node),
     "F10": Fault(f"node's event loop stalled {STALL:g} s", _stall_node),
     "F11": Fault("SIGTERM to each role, one after the other", _terminate),

@@ -6,6 +6,7 @@ import json
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ class Run:
     seconds: float
     connections: int
     skipped: dict[str, str] = field(default_factory=dict)
+    steps: dict[str, Counter[str]] = field(default_factory=dict)
+    """Fault → how often it was injected at which step, for those whose step is drawn."""
     is_broken_off: bool = False
 
 
@@ -79,7 +82,7 @@ def _run(
     stack.callback(watcher.stop)
     for thread in (watcher, *producers):
         thread.start()
-    scene = Scene(system, random.Random(seed), Actor("nemesis", folder), proxy, STREAMS)
+    scene = Scene(system, random.Random(seed), Actor("nemesis", folder), proxy, STREAMS, producers)
     stack.callback(scene.history.close)
     began = time.monotonic()
     run = Run(seed, Verdict(), [], 0.0, 0)
@@ -105,6 +108,9 @@ def _run(
     for name, what in troubles + _troubles(producers, subscribers):
         run.verdict.add(name, what)
     run.figures = figures([actor.history.records for actor in actors] + [scene.history.records])
+    for record in scene.history.records:
+        if record.get("step"):
+            run.steps.setdefault(record["name"], Counter())[record["step"]] += 1
     return run
 
 
@@ -156,6 +162,8 @@ def _hurt(scene: Scene, run: Run, names: Sequence[str], seconds: float, began: f
             finally:
                 scene.history.write("fault", phase="stop", name=name, n=scene.number, target="")
             scene.system.wait_whole(90)
+            for producer in scene.producers:
+                producer.go_home()
             time.sleep(0.5 + scene.random.random())
         rounds += 1
         if not order or len(run.skipped) == len(names):
@@ -227,6 +235,14 @@ def table(run: Run) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def steps(run: Run) -> list[str]:
+    """Where processes were killed, one line for each kind of fault that has steps."""
+    return [
+        f"{name} killed at: " + ", ".join(f"{step} ({count})" for step, count in sorted(run.steps[name].items()))
+        for name in sorted(run.steps, key=lambda text: int(text[1:]))
+    ]
+
+
 def _worst(values: Any) -> str:
     known = [value for value in values if value is not None]
     return f"{max(known) * 1000:,.0f} ms" if known else "-"
@@ -238,7 +254,7 @@ def write_summary(run: Run, folder: Path, profile: str) -> None:
         "seed": run.seed, "profile": profile, "seconds": round(run.seconds, 1), "ok": run.verdict.ok,
         "acknowledged": run.verdict.acknowledged, "stored": run.verdict.stored, "seen": run.verdict.seen,
         "violations": dict(run.verdict.counts), "connections": run.connections, "skipped": run.skipped,
-        "figures": [figure._asdict() for figure in run.figures],
+        "steps": run.steps, "figures": [figure._asdict() for figure in run.figures],
     }  # fmt: skip
     (folder / "verdict.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from cdrs_process import ROOT, CdrsProcess, children, command_line, request, wait_until
+from failpoints.arming import Failpoints
 from faults.history import Actor
 
 SITE = Path(__file__).with_name("site")
@@ -42,7 +43,10 @@ class System:
         env = {"FAULT_SUITE_STALL": str(STALL), "PYTHONPATH": str(SITE), "CDRS_SSE__HEARTBEAT": "2", **(env or {})}
         self._clock = folder / "clock"
         clock = self._clock_variables() if own_clock else {}
-        self.first = CdrsProcess(folder / "first", ["--nodes", str(NODES)], env={**env, **clock})
+        self.failpoints = Failpoints(folder / "failpoints")
+        """Of those processes that are started again when they die."""
+        reached = {**self.failpoints.env, "PYTHONPATH": os.pathsep.join([str(SITE), self.failpoints.env["PYTHONPATH"]])}
+        self.first = CdrsProcess(folder / "first", ["--nodes", str(NODES)], env={**env, **clock, **reached})
         self.second = CdrsProcess(folder / "second", ["--data", str(self.first.data)], env=env, role="gateway")
         self.is_tmpfs = False
 

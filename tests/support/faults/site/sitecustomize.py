@@ -1,12 +1,18 @@
 """Loaded by every Python process that the fault suite starts (through PYTHONPATH), and by no other. No line of the
 product knows of it. SIGUSR2 stalls the event loop as a call that blocks would; SIGUSR1 writes to stderr what every task
-waits for, which tells where a process hangs."""
+waits for, which tells where a process hangs. Failpoints are watched where their folder is named and theirs is on the
+path, too: Python loads one `sitecustomize` only."""
 
 import asyncio
 import os
 import signal
 import sys
 import time
+
+if os.environ.get("FAULT_SUITE_FAILPOINTS"):
+    import failpoint_hook
+
+    failpoint_hook.install()
 
 if os.environ.get("FAULT_SUITE_STALL"):
 
