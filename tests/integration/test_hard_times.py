@@ -6,54 +6,36 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from cdrs_process import ROOT, CdrsProcess, wait_until
+from engine_place import own_place
 from producers import OnceProducer
+from small_disk import fill, small_disk
 from sse_socket import Subscriber
 
 STALL = 15.0
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with little room."""
-    point = tmp_path / "data"
-    point.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "cdrs-small", str(point)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a full disk needs the right to mount a tmpfs")
-    yield point
-    subprocess.run(["umount", "-l", str(point)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Take all room that is left, to the last byte."""
-    ballast = folder / "ballast"
-    for piece in (b"x" * 65_536, b"x" * 512, b"x"):
-        with ballast.open("ab", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(piece)
-    return ballast
-
-
 @pytest.mark.parametrize(
     "args", [[], pytest.param(["--nodes", "2"], marks=pytest.mark.slow)], ids=["one process", "nodes"]
 )
-def test_a_full_disk_is_told_at_once_and_reading_goes_on(tmp_path: Path, small_disk: Path, args: list[str]) -> None:
+def test_a_full_disk_is_told_at_once_and_reading_goes_on(tmp_path: Path, args: list[str]) -> None:
     # Were it told at the deadline only, no answer would come before the client of this test has given up.
     env = {"CDRS_GATEWAY__PRODUCE_TIMEOUT": "600"}
-    with CdrsProcess(tmp_path, args, env=env).start() as cdrs, Subscriber(cdrs.port, "disk.>") as live:
+    with (
+        small_disk(tmp_path / "data", mebibytes=16) as disk,
+        CdrsProcess(tmp_path, args, env=env).start() as cdrs,
+        Subscriber(cdrs.port, "disk.>") as live,
+    ):
         stored = 0
         for _ in range(20):
             assert cdrs.publish("disk.a", b'{"n":%d}' % stored).status == 201
             stored += 1
-        ballast = fill(small_disk)
+        ballast = fill(disk)
         refusals = 0
         while refusals < 5:  # what SQLite has of allocated pages may still take a few
             answer = cdrs.publish("disk.a", b'{"n":%d}' % stored)
@@ -77,11 +59,17 @@ def test_a_full_disk_is_told_at_once_and_reading_goes_on(tmp_path: Path, small_d
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("role", ["node", "gateway"])
-def test_an_event_loop_that_stands_still_for_15_seconds_heals_and_loses_nothing(tmp_path: Path, role: str) -> None:
+@pytest.mark.parametrize("profile", ["embedded", "engines"])
+def test_an_event_loop_that_stands_still_for_15_seconds_heals_and_loses_nothing(
+    tmp_path: Path, profile: str, role: str
+) -> None:
     env = {
         "FAULT_SUITE_STALL": str(STALL), "PYTHONPATH": str(ROOT / "tests" / "support" / "faults" / "site"),
     }  # fmt: skip
-    with CdrsProcess(tmp_path, ["--nodes", "3"], env=env).start() as cdrs, ExitStack() as stack:
+    with ExitStack() as stack:
+        if profile == "engines":
+            env |= stack.enter_context(own_place()).env
+        cdrs = stack.enter_context(CdrsProcess(tmp_path, ["--nodes", "3"], env=env).start(timeout=60))
         everything = stack.enter_context(Subscriber(cdrs.port, "stall.>"))
         producers = [
             stack.enter_context(OnceProducer(cdrs.port, f"stall.s{number}", pause=0.02)) for number in range(6)

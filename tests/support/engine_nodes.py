@@ -15,6 +15,7 @@ from hazelcast_engine import shared_cluster
 from kafka_engine import KafkaTopics, kafka_url
 from mongo_adapter import database_url, empty, plain_client
 from node_world import running
+from slow_link import SlowLink
 from tcp_proxy import TcpProxy
 
 from cdrs.node import Node
@@ -121,16 +122,21 @@ async def stranger() -> AsyncIterator[AIOKafkaProducer]:
 @contextmanager
 def proxied_mongo() -> Iterator[TcpProxy]:
     """A proxy before the primary. What connects by `proxied_url` knows no other way to it."""
+    with TcpProxy(primary_port()) as proxy:
+        yield proxy
+
+
+def primary_port() -> int:
+    """Where the primary is, on loopback."""
     host, port = plain_client().primary or ("", 0)
     if not host:
         plain_client().admin.command("ping")
         host, port = plain_client().primary or ("", 0)
     assert host == "127.0.0.1"
-    with TcpProxy(port) as proxy:
-        yield proxy
+    return port
 
 
-def proxied_url(proxy: TcpProxy, url: str) -> str:
+def proxied_url(proxy: TcpProxy | SlowLink, url: str) -> str:
     """A store's URL, through the proxy."""
     return f"mongodb://{proxy.host}{urlsplit(url).path}?directConnection=true"
 

@@ -6,6 +6,7 @@ import socket
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class LoggingProxy:
         self._passing.set()
         self._closed = False
 
-    def __enter__(self) -> LoggingProxy:
+    def __enter__(self) -> Self:
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
         return self
 

@@ -6,6 +6,7 @@ import http.client
 import json
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,8 +99,10 @@ class Producer:
             if self._connection is not None:
                 self._connection.close()
 
-    def post(self, path: str, body: bytes, headers: dict[str, str]) -> http.client.HTTPResponse | None:
-        """Send and read the head; None where the connection broke."""
+    def post(
+        self, path: str, body: bytes | Iterable[bytes], headers: dict[str, str]
+    ) -> http.client.HTTPResponse | None:
+        """Send and read the head; None where the connection broke. A body in pieces is sent chunked."""
         if self._giving_up.is_set():
             raise TimeoutError("the test has ended")
         if self._connection is None:
