@@ -12,7 +12,7 @@ import time
 import zlib
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from gateway.gzip_body import Place
+from gateway.places import Places
 from gateway.subscriber import DEFLATED, STORED, Subscriber
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Window:
     """The gzip readers of one view: those inside share a compressor's window, the others wait for the next boundary."""
 
     __slots__ = (
-        "_began", "_deflater", "_excess", "_first", "_plain", "_reached", "_segments", "_shared", "origin", "readers",
+        "_began", "_deflater", "_excess", "_first", "_plain", "_reached", "_segments", "_shared", "places", "readers",
         "waiting",
     )  # fmt: skip
 
@@ -95,8 +95,8 @@ class Window:
         self.readers = 0
         self.waiting: dict[Subscriber, None] = {}
         """Those outside."""
-        self.origin = Place(0, 0)
-        """The view's text up to its first kept frame, counted from here on."""
+        self.places = Places()
+        """The view's text, counted from its first kept frame on."""
         self._deflater: Deflater | None = None
         self._segments: dict[int, Segment] = {}
         """By the number of their first frame; they follow each other."""
@@ -109,7 +109,7 @@ class Window:
         self._plain = 0
         """Bytes deflated since."""
         self._excess = 0
-        """Bytes that those outside got since, beyond what those inside did."""
+        """Bytes that those outside who lack nothing got since, beyond what those inside did."""
 
     # --- readers ---------------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ class Window:
 
     def _admit(self) -> None:
         """At a boundary. Who still lacks frames before it waits for the next one."""
-        for subscriber in [each for each in self.waiting if each.live and each.seq == self._reached]:
+        for subscriber in list(filter(self._is_admissible, self.waiting)):
             subscriber.form ^= DEFLATED | STORED
             del self.waiting[subscriber]
 
@@ -184,15 +184,22 @@ class Window:
 
     def _is_due(self, now: float) -> bool:
         """Whether the next boundary is. It costs each one inside about as much as a frame more; where those outside
-        have already cost as much, it pays."""
+        have already cost as much, it pays, if one of them can be admitted."""
+        if now - self._began >= PERIOD:
+            return True
         events = self._reached - self._first
         inside = self.readers - len(self.waiting)
-        return now - self._began >= PERIOD or (bool(self.waiting) and self._excess * events >= inside * self._plain)
+        return self._excess * events >= inside * self._plain and any(map(self._is_admissible, self.waiting))
+
+    def _is_admissible(self, subscriber: Subscriber) -> bool:
+        """Whether it lacks nothing that has been deflated. Who is slow, stalls or still reads history does."""
+        return subscriber.live and subscriber.seq == self._reached
 
     def _extend(self, view: View, max_bytes: int, prefix: bytes) -> None:
         """One more segment: all frames that are there, or as many as go into one write."""
         assert self._deflater is not None
         first = self._reached
+        outside = sum(map(self._is_admissible, self.waiting))  # who lacks more gets nothing of it now
         frames = view.frames(first, max_bytes)
         text = b"".join(frames)
         began = time.thread_time()
@@ -201,7 +208,7 @@ class Window:
         self._reached = first + len(frames)
         self._segments[first] = Segment(self._reached, data)
         self._plain += len(text)
-        self._excess += len(self.waiting) * (len(text) - len(data))
+        self._excess += outside * (len(text) - len(data))
 
     def joined(self, seq: int, max_bytes: int) -> tuple[bytes, int]:
         """For those inside: what is deflated from ``seq`` on, in one write, and the number of the frame behind it."""

@@ -9,9 +9,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 import anyio
-from sse_starlette.sse import EventSourceResponse, SendTimeoutError
-from starlette.types import Receive, Scope, Send
+from sse_starlette.sse import EventSourceResponse
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
 
+from gateway.context import GatewayContext
+from gateway.stalls import StallWatch, outstanding, set_kernel_timeout
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ NO_PING = 3600
 
 class EventStream(EventSourceResponse):
     """An answer that lasts. A client that takes no byte for ``sse.stall_timeout`` is cut off without a word; its cursor
-    resumes it."""
+    resumes it. Where the connection cannot be seen, so is one that does not take a whole write in that time."""
 
     def __init__(self, chunks: AsyncIterator[bytes], *, settings: Settings, gzip: bool = False) -> None:
         super().__init__(  # pyright: ignore[reportUnknownMemberType]  (a bare dict in the library's annotation)
@@ -40,14 +43,51 @@ class EventStream(EventSourceResponse):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+        transport = transport_of(scope)
+        if transport is None:
             await super().__call__(scope, receive, send)
-        except SendTimeoutError:
-            transport = transport_of(scope)
-            if transport is None:
-                raise
-            transport.abort()
-            await asyncio.sleep(0)  # so that the server sees the end of the connection before that of the answer
+            return
+        self.send_timeout = None
+        line, stalls = _Line(transport), GatewayContext.of(Request(scope)).hub.stalls
+        try:
+            await super().__call__(scope, receive, _watched(send, transport, line, stalls))
+        finally:
+            stalls.forget(line)
+
+
+class _Line:
+    """A connection, as the stall watch sees it."""
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def outstanding(self) -> int:
+        return outstanding(self._transport)
+
+    def set_kernel_timeout(self, seconds: float) -> None:
+        set_kernel_timeout(self._transport, seconds)
+
+    def cut(self) -> None:
+        self._transport.abort()
+
+
+def _watched(send: Send, transport: asyncio.Transport, line: _Line, stalls: StallWatch) -> Send:
+    """The same, and while it waits for the client, the client is watched."""
+
+    async def send_watched(message: Message) -> None:
+        low, _ = transport.get_write_buffer_limits()
+        if transport.get_write_buffer_size() <= low:  # it does not wait
+            await send(message)
+            return
+        stalls.add(line)
+        try:
+            await send(message)
+        finally:
+            stalls.discard(line)
+
+    return send_watched
 
 
 def own_connection(scope: Scope) -> CdrsHttpProtocol | None:
@@ -86,13 +126,13 @@ _GZIP_HEADERS = EventSourceResponse(iter(()), headers=_coding_headers(True)).raw
 def bound_socket(transport: asyncio.Transport | None, stall_timeout: float) -> None:
     """Bound what the kernel keeps for a client that does not read, and how long it waits for one that has vanished."""
     sock = transport.get_extra_info("socket") if transport is not None else None
-    if sock is None:
+    if transport is None or sock is None:
         return
     with suppress(OSError, ValueError):  # the client may have gone already
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(stall_timeout * 1000))
+            set_kernel_timeout(transport, stall_timeout)
 
 
 def transport_of(scope: Scope) -> asyncio.Transport | None:

@@ -8,15 +8,13 @@ is read by a task for as long as that takes. When the stream ends, the connectio
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import struct
-import termios
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from gateway.catch_up import catch_up
 from gateway.lingering import CLOSE_TIMEOUT
+from gateway.stalls import outstanding, set_kernel_timeout
 from gateway.views import http_chunk
 from shared.errors import ServerError
 from shared.sse import bye_block
@@ -36,8 +34,8 @@ class FastConnection(asyncio.Protocol):
     """The writer of one subscriber, and the protocol of its connection."""
 
     __slots__ = (
-        "_context", "_keep_alive", "_origin", "_paused", "_received", "_selection", "_subscriber", "_task",
-        "_transport", "_waiter", "is_over", "ready", "write",
+        "_closing", "_context", "_keep_alive", "_origin", "_paused", "_received", "_selection", "_subscriber",
+        "_task", "_transport", "_waiter", "is_over", "ready", "write",
     )  # fmt: skip
 
     def __init__(self, context: GatewayContext, transport: asyncio.Transport, origin: Origin, keep_alive: bool) -> None:
@@ -56,6 +54,7 @@ class FastConnection(asyncio.Protocol):
         self._selection: Selection | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._closing: asyncio.TimerHandle | None = None
         origin.lend(self)
         transport.set_protocol(self)
         # One write that the client has not taken is the whole buffer. Where something is left of an earlier answer
@@ -129,18 +128,24 @@ class FastConnection(asyncio.Protocol):
             return
         assert self._subscriber is not None
         transport.write(http_chunk(self._subscriber.last(blocks)) + LAST_CHUNK)
+        self._subscriber = None  # it points back here; without that, both go at once and not with the collector
         if self._keep_alive:
             self._origin.forget(self)
             self._origin.take_back(transport, self._received, is_paused=self._paused)
         else:
-            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)
+            self._bound_close()
             transport.close()
+
+    def _bound_close(self) -> None:
+        """The transport closes once everything is written: that has an end for a client that does not take it."""
+        if self._closing is None and self._transport.get_write_buffer_size():
+            self._closing = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._transport.abort)
 
     def _end(self) -> None:
         """Nothing is written any more. Idempotent."""
         self.is_over = True
         self.ready = False
-        self._context.hub.stalls.discard(self)
+        self._context.hub.stalls.forget(self)
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -148,12 +153,15 @@ class FastConnection(asyncio.Protocol):
     # --- the connection --------------------------------------------------------------------------
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
         self._leave("client")
         self._origin.forget(self)
 
     def eof_received(self) -> bool:
         """Whoever follows an event stream and ends its side has gone, as on the portable path."""
         self._leave("client")
+        self._bound_close()
         return False
 
     def _leave(self, reason: str) -> None:
@@ -191,12 +199,11 @@ class FastConnection(asyncio.Protocol):
 
     def outstanding(self) -> int:
         """Bytes that have not reached the client: ours, and what the kernel holds unacknowledged."""
-        size = self._transport.get_write_buffer_size()
-        sock = self._transport.get_extra_info("socket")
-        with suppress(OSError, ValueError):
-            waiting = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-            size += int(struct.unpack("i", waiting)[0])
-        return size
+        return outstanding(self._transport)
+
+    def set_kernel_timeout(self, seconds: float) -> None:
+        """See `gateway.stalls`."""
+        set_kernel_timeout(self._transport, seconds)
 
     def cut(self) -> None:
         """No byte has left for too long."""

@@ -11,6 +11,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 
+from gateway.publishing import Pause
 from gateway.routing import NodeHandle, Router
 from shared.errors import CdrsError, InternalError, LinkBroken, StaleEpoch
 from shared.records import FeedBatch, Record
@@ -30,10 +31,13 @@ logger = logging.getLogger(__name__)
 class FeedManager:
     """Follows all partitions of the epoch."""
 
-    def __init__(self, router: Router, sink: Callable[[FeedBatch], None], *, silence: float | None = None) -> None:
+    def __init__(
+        self, router: Router, sink: Callable[[FeedBatch], Pause | None], *, silence: float | None = None
+    ) -> None:
         """``sink`` gets every batch, synchronously; within a partition they follow each other without gap or overlap.
-        A batch without records only moves ``next``. A feed that is silent for ``silence`` seconds counts as broken; by
-        default that is a feed's beat and the registry's ``dead_after``."""
+        A batch without records only moves ``next``. What it returns is waited for before the same feed brings another
+        one. A feed that is silent for ``silence`` seconds counts as broken; by default that is a feed's beat and the
+        registry's ``dead_after``."""
         self.next: dict[int, int] = {}
         """Per partition the first offset the sink has not been given."""
         self._router = router
@@ -93,8 +97,8 @@ class FeedManager:
     def _break_silent(self, *, late: float) -> None:
         now = self._clock.monotonic()
         for feed in self._feeds:
-            if late > TICK:
-                feed.heard = now  # this process was stopped; the silence is its own
+            if late > TICK or feed.is_held:
+                feed.heard = now  # this process was stopped, or has its hands full; the silence is its own
             elif now - feed.heard > self._silence:
                 logger.warning("the feed of %s has been silent for %.1f s", feed.handle.key, now - feed.heard)
                 self._router.broken(feed.handle)
@@ -168,33 +172,42 @@ class FeedManager:
         async with feed.handle.link.feed(self._router.epoch, positions) as batches:
             async for batch in batches:
                 feed.heard = self._clock.monotonic()
-                self._take(batch)
+                pause = self._take(batch)
                 if not feed.has_begun:
                     feed.has_begun = True
                     self._end_replaced()
                 count += 1
-                if count % BREATH == 0:
+                if pause is not None:
+                    await self._hold(feed, pause)
+                elif count % BREATH == 0:
                     await asyncio.sleep(0)
 
-    def _take(self, batch: FeedBatch) -> None:
+    async def _hold(self, feed: _Feed, pause: Pause) -> None:
+        feed.is_held = True
+        await pause()
+        feed.is_held = False
+        feed.heard = self._clock.monotonic()
+
+    def _take(self, batch: FeedBatch) -> Pause | None:
         partition = batch.partition
         given = self.next.get(partition)
         if given is None:
-            return
+            return None
         if batch.start > given:
             raise LinkBroken(f"the feed skipped offsets {given} to {batch.start} of partition {partition}")
         if batch.next <= given:
-            return
+            return None
         if batch.start < given:
             missing, deleted = (
                 [(max(first, given), stop) for first, stop in ranges if stop > given]
                 for ranges in (batch.missing, batch.deleted)
             )
             batch = FeedBatch(partition, given, batch.next, _from(batch.records, given), missing, deleted)
-        self._sink(batch)
+        pause = self._sink(batch)
         self.next[partition] = batch.next
         if partition in self._waiters:
             self._wake(partition, batch.next)
+        return pause
 
     def _wake(self, partition: int, reached: int) -> None:
         waiting = self._waiters.pop(partition)
@@ -209,7 +222,7 @@ class FeedManager:
 class _Feed:
     """One open feed."""
 
-    __slots__ = ("handle", "has_begun", "heard", "is_current", "partitions", "task")
+    __slots__ = ("handle", "has_begun", "heard", "is_current", "is_held", "partitions", "task")
 
     def __init__(self, handle: NodeHandle, partitions: set[int], now: float) -> None:
         self.handle = handle
@@ -219,6 +232,8 @@ class _Feed:
         self.has_begun = False
         self.is_current = True
         """It carries exactly what the routes want from this node."""
+        self.is_held = False
+        """It waits for the sink."""
         self.task: asyncio.Task[None] | None = None
 
 

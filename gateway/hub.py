@@ -1,9 +1,9 @@
 """The hub: from the feed to every subscriber.
 
-`Hub.sink` takes batches of visible records in the order in which this gateway merges its partitions, builds each frame
-once per shape and kind of id, and puts it into the views it belongs to. A sweep then gives each writable subscriber
-everything since its cursor as one write, in slices, so that accepts and heartbeats live. What happens while a sweep
-runs is joined into the next one: the busier it gets, the fewer writes there are.
+`Hub.sink` takes batches of visible records in the order in which this gateway merges its partitions. Each frame is
+built once per shape and kind of id and put into the views it belongs to (`gateway.publishing`). A sweep then gives each
+writable subscriber everything since its cursor as one write, in slices, so that accepts and heartbeats live. What
+happens while a sweep runs is joined into the next one: the busier it gets, the fewer writes there are.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gateway.compression import Compression
-from gateway.gaps import loss, losses
+from gateway.gaps import losses
 from gateway.loop_share import LoopShare
+from gateway.publishing import Pause, Publisher
 from gateway.stalls import StallWatch
 from gateway.subscriber import FRAMED, PLAIN, Subscriber
-from gateway.view_index import Bucket, ViewIndex, views_of
+from gateway.view_index import Kind, ViewIndex
 from gateway.views import Selection, View, http_chunk
 from gateway.wheel import SPOKES, Wheel
 from shared.clock import Clock
@@ -61,7 +62,11 @@ class Hub:
         self._open: dict[Subscriber, None] = {}
         self._wheel = Wheel()
         self._share = LoopShare(clock)
+        self._farewells = LoopShare(clock)
         self._vector: CursorWriter | None = None
+        self._publisher = Publisher(
+            self._index, clock, telemetry, made=self._made, dirty=self._dirty, woken=self._wake.set
+        )
         self.rings: dict[int, PartitionRing] = {}
         """Partition → its latest records; what resuming readers get without asking a node."""
         self.draining = False
@@ -75,6 +80,7 @@ class Hub:
         """Begin at these offsets; called once, before the first batch. ``recent``: per partition what stands right
         before them, for those who resume from there."""
         self._vector = CursorWriter(epoch, positions)
+        self._publisher.start(self._vector)
         recent = recent or {}
         for partition, offset in positions.items():
             before = recent.get(partition)
@@ -101,52 +107,22 @@ class Hub:
         """The epoch of everything the hub gives."""
         return self.vector.epoch
 
-    def sink(self, batch: FeedBatch) -> None:
-        """Take the next visible records of a partition."""
-        self.rings[batch.partition].extend(batch)
-        if batch.missing or batch.deleted:
-            self._tell_missing(batch)
-        vector = self.vector
-        buckets_of = self._index.buckets
-        dispatched = ""
-        for record in batch.records if len(self._index) else ():
-            buckets = buckets_of(record.stream)
-            if buckets:
-                vector.advance(record.partition, record.offset + 1)
-                dispatched = dispatched or rfc3339(self._clock.unix_ms())
-                self._publish(record, buckets, dispatched)
-        if vector.next[batch.partition] != batch.next:
-            vector.advance(batch.partition, batch.next)
-        if batch.records:
-            now = self._clock.unix_ms()
-            last = batch.records[-1]
-            self._telemetry.latency("append", (last.append_ms - last.accepted_ms) / 1000)
-            self._telemetry.latency("dispatch", (now - last.append_ms) / 1000)
-        if self._dirty:
-            self._wake.set()
+    def sink(self, batch: FeedBatch) -> Pause | None:
+        """Take the next visible records of a partition: what to wait for before the next ones of the same feed."""
+        ring = self.rings[batch.partition]
+        ring.extend(batch)
+        lost = losses(batch)
+        if lost:
+            ring.forget(lost[-1][2])  # who reads it later is told by history
+        return self._publisher.take(batch, lost)
 
-    def _tell_missing(self, batch: FeedBatch) -> None:
-        """History has not got what this gateway, far behind, had to read of it. Whoever reads that range is told."""
-        partition, lost = batch.partition, losses(batch)
-        self.rings[partition].forget(lost[-1][2])
-        for reason, first, stop in lost:
-            block = loss(self.epoch, reason, partition, first, stop).block()
-            for view in self._index.reading(partition):
-                view.append(block, self.cursor_now(view.selection))
-                self._dirty[view] = None
-                self._telemetry.gap(reason, len(view.subscribers))
+    def _made(self, vector: CursorWriter, record: Record, kind: Kind) -> tuple[bytes, bytes]:
+        """An event's frame and cursor for views of one kind."""
+        epoch, (is_vector, shape) = vector.epoch, kind
+        cursor = vector.bytes() if is_vector else cursor_after(epoch, record.partition, record.offset).encode()
+        return self.frame(record, cursor, shape), cursor
 
-    def _publish(self, record: Record, buckets: Sequence[Bucket], dispatched: str) -> None:
-        for (vector, shape), views in views_of(record, buckets):
-            cursor = (
-                self.vector.bytes() if vector else cursor_after(self.epoch, record.partition, record.offset).encode()
-            )
-            frame = self.frame(record, cursor, shape, dispatched=dispatched)
-            for view in views:
-                view.append(frame, cursor)
-                self._dirty[view] = None
-
-    def frame(self, record: Record, cursor: bytes, shape: Shape, *, dispatched: str = "") -> bytes:
+    def frame(self, record: Record, cursor: bytes, shape: Shape) -> bytes:
         """The block of one event for one shape."""
         if shape is DEFAULT_SHAPE:
             return b"".join((b"id: ", cursor, b"\ndata: ", record.value, b"\n\n"))
@@ -157,7 +133,7 @@ class Hub:
                 epoch=str(self.epoch),
                 accepted=rfc3339(record.accepted_ms),
                 appended=rfc3339(record.append_ms),
-                dispatched=dispatched or rfc3339(self._clock.unix_ms()),
+                dispatched=rfc3339(self._clock.unix_ms()),
             )
         return event_block(record, cursor, shape, stamps=stamps)
 
@@ -201,6 +177,7 @@ class Hub:
         """
         self.detach(subscriber)
         view = self._index.get(selection)
+        self._publisher.settle(view)
         view.add(subscriber, view.end, self._compression, self._clock.monotonic())
         return dict(self.vector.next)
 
@@ -227,6 +204,7 @@ class Hub:
             view.remove(subscriber)
             if not view.subscribers:
                 self._index.discard(view)
+                self._publisher.forget(view)
                 self._dirty.pop(view, None)
 
     def service(self, subscriber: Subscriber) -> None:
@@ -249,19 +227,13 @@ class Hub:
         if subscriber.seq < view.end and subscriber.writer.ready:
             self._again(view)
 
-    def cursor_now(self, selection: Selection) -> bytes:
-        """The cursor of someone who has been given everything up to now."""
-        if selection.vector:
-            return self.vector.bytes()
-        (partition,) = selection.partitions
-        return CursorWriter(self.epoch, {partition: self.vector.next[partition]}).bytes()
-
     # --- sweeping ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Sweep and keep idle streams alive until cancelled."""
         async with asyncio.TaskGroup() as group:
             self._group = group
+            group.create_task(self._publisher.run(), name="hub-publish")
             group.create_task(self._sweep_forever(), name="hub-sweep")
             group.create_task(self._turn_forever(), name="hub-wheel")
             group.create_task(self.stalls.run(), name="hub-stalls")
@@ -275,7 +247,8 @@ class Hub:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            dirty, self._dirty = self._dirty, {}
+            dirty = list(self._dirty)
+            self._dirty.clear()
             served = 0
             for view in dirty:
                 served += len(view.subscribers)
@@ -298,18 +271,19 @@ class Hub:
             self._again(view)
 
     def _sweep_slice(self, view: View, subscribers: Sequence[Subscriber]) -> tuple[int, bool]:
-        """One write to each that takes one: where the last of them stands, and whether any could take more. The hottest
-        loop there is: a delivery costs what stands here, and the kernel's part."""
+        """One write to each that takes one: where the last of them stands that can go on from there, and whether any
+        could take more. The hottest loop there is: a delivery costs what stands here, and the kernel's part."""
         low = end = view.end
         now, delivered, behind = self._clock.monotonic(), 0, False
         at, form, chunk, after, cursor, events = -1, PLAIN, b"", 0, b"", 0
         if view.window is not None:
             view.window.advance(view, now, self._settings.write_bytes)
+        first = view.first
         for subscriber in subscribers:
             seq = subscriber.seq
             if seq < end and subscriber.live and subscriber.view is view and subscriber.writer.ready:
                 if seq != at or subscriber.form != form:
-                    if seq < view.first:
+                    if seq < first:
                         self._lose(subscriber)
                         continue
                     at, form = seq, subscriber.form
@@ -321,7 +295,7 @@ class Hub:
                 delivered += events
                 if after < end and subscriber.writer.ready:
                     behind = True
-            if seq < low and subscriber.view is view:
+            if seq < low and subscriber.view is view and seq >= first:
                 low = seq
         self._telemetry.delivered(delivered)
         return low, behind
@@ -364,10 +338,12 @@ class Hub:
         view = subscriber.view
         if view is None or not subscriber.live or not subscriber.writer.ready or subscriber.seq != view.end:
             return
+        if self._publisher.owes(view):  # it has more to come than that
+            return
         where = -1 if view.selection.vector else view.selection.partitions[0]
         known = blocks.get(where)
         if known is None:
-            cursor = self.cursor_now(view.selection)
+            cursor = self._publisher.cursor_now(view.selection)
             known = blocks[where] = (cursor, cursor_block(cursor), http_chunk(cursor_block(cursor)))
         subscriber.cursor, block, chunk = known
         subscriber.wrote = now
@@ -389,11 +365,20 @@ class Hub:
         """End every stream with ``cdrs.bye``, in waves spread over half of ``timeout`` seconds."""
         self.draining = True
         everyone = random.sample(list(self._open), len(self._open))
+        time = asyncio.get_running_loop().time
+        began = time()
         for wave in range(WAVES):
-            for subscriber in everyone[wave::WAVES]:
+            await self._say_bye_to(everyone[wave::WAVES])
+            if self._open:
+                # What the farewells take is part of the wave.
+                await asyncio.sleep(max(began + (wave + 1) * timeout / 2 / WAVES - time(), 0))
+        await self._say_bye_to(list(self._open))
+
+    async def _say_bye_to(self, subscribers: Sequence[Subscriber]) -> None:
+        """In slices: a farewell, and a protocol for the connection, which goes on, are much for one turn."""
+        for start in range(0, len(subscribers), SLICE):
+            if start:
+                await self._farewells.slice_done()
+            for subscriber in subscribers[start : start + SLICE]:
                 if subscriber in self._open:
                     self.say_bye(subscriber, "drain")
-            if self._open:
-                await asyncio.sleep(timeout / 2 / WAVES)
-        for subscriber in list(self._open):
-            self.say_bye(subscriber, "drain")

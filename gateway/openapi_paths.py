@@ -46,6 +46,7 @@ PRODUCE_ERRORS = (
     e.Unavailable,
     e.Overloaded,
     e.DiskFull,
+    e.LogAway,
     e.OutcomeUnknown,
 )
 READ_ERRORS = (

@@ -10,27 +10,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import httptools
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from gateway.hosts import is_near
+from gateway import ahead
+from gateway.heads import check_head, headers_too_large
 from gateway.lingering import LingeringTransport
 from gateway.origin import Origin
 from gateway.problems import raw_problem
 from shared.descriptors import Room
-from shared.errors import (
-    CdrsError,
-    HeadersTooLarge,
-    InvalidRequest,
-    MethodNotAllowed,
-    MisdirectedRequest,
-    RequestTimeout,
-    UriTooLong,
-)
+from shared.errors import CdrsError, InvalidRequest, MethodNotAllowed, RequestTimeout, UriTooLong
 from shared.settings import GatewaySettings
 
 if TYPE_CHECKING:
@@ -40,16 +35,8 @@ MAX_TARGET = 8 * 1024
 """Longest request target, in bytes."""
 MAX_UNWANTED = 64 * 1024
 """Bytes of a body that are thrown away after its request was answered, before the connection is closed."""
-MAX_AHEAD = 64
-"""Requests that wait for the answers to those before them: each costs 2 KiB. What is behind them is not parsed yet."""
-PARSED_AT_ONCE = 16 * 1024
-"""Bytes between two looks at how many those are."""
-MAX_BEHIND = 1024 * 1024
-"""Bytes that are not parsed yet, at most; reading is paused meanwhile, and only what was under way adds to them."""
 
-_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=-]*(?::[0-9]{0,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{0,5})?")
 _METHOD_AND_TARGET = re.compile(rb"[\r\n]*[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} ")
-_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
 
 Detached = tuple[asyncio.Transport, Origin, bool]
 """A connection that was given away: its transport, where it can be given back to, whether the client uses it again."""
@@ -57,9 +44,20 @@ Detached = tuple[asyncio.Transport, Origin, bool]
 logger = logging.getLogger(__name__)
 
 
+class _Flow(FlowControl):
+    """An application that waits for its client makes uvicorn read on. Not while requests wait for their answers."""
+
+    must_wait = False
+
+    def resume_reading(self) -> None:
+        if not self.must_wait:
+            super().resume_reading()
+
+
 class CdrsHttpProtocol(HttpToolsProtocol):
     """One client's connection."""
 
+    flow: _Flow
     limits = GatewaySettings()
     hosts: ClassVar[frozenset[bytes] | None] = None
     """Names with a dot that a client may call us by; None: any."""
@@ -89,14 +87,22 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         self._answering: RequestResponseCycle | None = None
         """The request that is being answered, or was last; `cycle` is the newest."""
         self._behind = b""
-        """What was received behind so many requests that it is not parsed yet."""
+        """What was received behind so many requests that it is not parsed yet; see `gateway.ahead`."""
+        self._ahead = 0
+        """What those take that are parsed and wait for their turn."""
+        self._has_eof = False
+        """The client has ended its side, and what it sent before is still to be parsed."""
         self.is_surplus = False
         """There are nearly too many connections: this one is served one request, and no stream."""
 
     # --- the connection --------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast("asyncio.Transport", LingeringTransport(transport, self._must_linger, self.loop)))
+        # A transport that held this object would be in a circle with it, left to the collector.
+        held = weakref.WeakMethod(self._must_linger)
+        lingering = LingeringTransport(transport, lambda: (ask := held()) is not None and ask(), self.loop)
+        super().connection_made(cast("asyncio.Transport", lingering))
+        self.flow = _Flow(cast("asyncio.Transport", lingering))
         if self.room is not None and len(self.connections) > self.room.served:
             self.is_surplus = True
             if len(self.connections) > self.room.most:
@@ -118,12 +124,15 @@ class CdrsHttpProtocol(HttpToolsProtocol):
             # uvicorn tells the newest request only, which of several sent ahead is not the one under way.
             answering.disconnected = True
             answering.message_event.set()
+        # Both point back here; without that, all of it goes at once and not with the collector.
+        self.cycle = self.scope = None  # type: ignore[assignment]
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client ends its side. In the middle of a request that makes the request void; a producer still gets its
         answer; for everything else (an event stream) it means that the client has gone."""
-        behind, self._behind = self._behind, b""
-        self._parse_all(behind, most_ahead=float("inf"))
+        self._has_eof = bool(self._behind)
+        if self._has_eof:
+            return True
         cycle = self._current()
         if cycle is not None and not self._is_over and (self._in_head or self._awaits_body()):
             self._refuse(InvalidRequest("the request was cut short"))
@@ -136,20 +145,32 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         return False
 
     def data_received(self, data: bytes) -> None:
-        if self._behind:
-            data = self._behind + data
-            self._behind = b""
-        self._parse_all(data)
+        self._parse_all(self._behind + data)
 
-    def _parse_all(self, data: bytes, *, most_ahead: float = MAX_AHEAD) -> None:
-        for at in range(0, len(data), PARSED_AT_ONCE):
-            if len(self.pipeline) >= most_ahead and not self._is_over:
-                self._behind = data[at:]
-                self.flow.pause_reading()
-                if len(self._behind) > MAX_BEHIND:
-                    self._refuse(InvalidRequest("too much was sent ahead of the answers"))
-                return
-            self._parse(data[at : at + PARSED_AT_ONCE])
+    def _parse_all(self, data: bytes) -> None:
+        """Parse as much as may be, piece by piece; the rest waits, and nothing is read meanwhile."""
+        at = 0
+        while at < len(data) and not self._is_over:
+            stop, self._ahead = ahead.piece(data, at, self._ahead if self.pipeline else 0)
+            if stop == at:
+                if not self._is_due():
+                    break
+                stop = ahead.end_of_one(data, at, in_head=self._in_head, in_body=self._is_in_body())
+            self._parse(data[at:stop])
+            at = stop
+        self._behind = b"" if self._is_over else data[at:]
+        self.flow.must_wait = bool(self.pipeline or self._behind)
+        if self.flow.must_wait:
+            self.flow.pause_reading()
+
+    def _is_due(self) -> bool:
+        """Whether what comes next belongs to the request under way, or there is none."""
+        cycle = self._current()
+        return not self.pipeline and (cycle is None or cycle.response_complete or cycle.more_body)
+
+    def _is_in_body(self) -> bool:
+        cycle = self._current()
+        return cycle is not None and cycle.more_body and not self._in_head
 
     def _parse(self, data: bytes) -> None:
         if self._is_over:
@@ -178,7 +199,7 @@ class CdrsHttpProtocol(HttpToolsProtocol):
             if self._begun <= 1:  # else these bytes are other requests' as well
                 self._head_bytes += len(data)
             if self._head_bytes > self.limits.max_header_bytes + MAX_TARGET:
-                self._refuse(_headers_too_large(self.limits))
+                self._refuse(headers_too_large(self.limits))
                 return
         elif not self._is_idle() or self.timeout_keep_alive_task is not None:
             return
@@ -204,14 +225,16 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         self._fields += 1
         self._field_bytes += len(name) + len(value) + 4
         if self._fields > self.limits.max_headers or self._field_bytes > self.limits.max_header_bytes:
-            raise _headers_too_large(self.limits)
+            raise headers_too_large(self.limits)
         if self._in_head:
             super().on_header(name, value)
         # else a trailer: it is no header field, whatever its name
 
     def on_headers_complete(self) -> None:
         self._stop_head_timer()
-        self._check_head()
+        assert self.parser is not None
+        version = self.parser.get_http_version()
+        check_head(self.parser.get_method(), self.url, version, self.headers, self.hosts)
         self._in_head = False
         self._begin_request()
 
@@ -224,30 +247,6 @@ class CdrsHttpProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
-
-    def _check_head(self) -> None:
-        assert self.parser is not None
-        method, version = self.parser.get_method(), self.parser.get_http_version()
-        if version not in {"1.0", "1.1"}:
-            raise InvalidRequest("this server speaks HTTP/1.1")
-        if method in {b"TRACE", b"CONNECT"}:
-            raise MethodNotAllowed()
-        if not self.url.startswith(b"/") or b"#" in self.url:
-            raise InvalidRequest("the request target is a path")
-        hosts = 0
-        for name, value in self.headers:
-            if name == b"host":
-                hosts += 1
-                if _HOST.fullmatch(value) is None:
-                    raise InvalidRequest("the Host field is not valid")
-                if self.hosts is not None and not is_near(value, self.hosts):
-                    raise MisdirectedRequest("only this machine gets in: for another name set gateway.public_url to it")
-            elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version == "1.0"):
-                raise InvalidRequest("the only transfer coding is chunked")
-            elif name in _OVERRIDES:
-                raise MethodNotAllowed("the method is the one of the request line")
-        if hosts != 1 and (hosts or version == "1.1"):
-            raise InvalidRequest("a request has one Host field")
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -279,14 +278,16 @@ class CdrsHttpProtocol(HttpToolsProtocol):
 
     def leave_after_answer(self) -> None:
         """The answer under way is the last one on this connection."""
-        self.cycle.keep_alive = False
+        cycle = self._current()
+        if cycle is not None:  # else the client has gone
+            cycle.keep_alive = False
 
     # --- event streams ---------------------------------------------------------------------------
 
     def is_detachable(self) -> bool:
         """Whether nothing is under way but the answer to the newest request, of which nothing was written yet."""
         cycle = self._current()
-        if cycle is None or self._is_over or self._in_head or self.pipeline or self.flow.write_paused:
+        if cycle is None or self._is_over or self._in_head or self.pipeline or self._behind or self.flow.write_paused:
             return False
         is_under_way = cycle.more_body or cycle.response_started or cycle.disconnected
         return not is_under_way and not self.transport.is_closing()
@@ -333,9 +334,14 @@ class CdrsHttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._behind:
-            behind, self._behind = self._behind, b""
-            self._parse_all(behind)  # pauses reading again where that is still too much
+        if self._is_over or self.transport.is_closing():
+            return
+        if not self.pipeline:
+            self._parse_all(self._behind)
+        if not self.flow.must_wait:
+            self.flow.resume_reading()
+        if self._has_eof and not self._behind:
+            self.eof_received()
         cycle = self._current()
         if cycle is not None and cycle.more_body and self._is_idle() and not self.transport.is_closing():
             # What is left of the body has as long to come as the head of the next request.
@@ -386,9 +392,3 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         self.pipeline.popleft()
         self.cycle = self.pipeline[0][0] if self.pipeline else self._answering
         return self.cycle
-
-
-def _headers_too_large(limits: GatewaySettings) -> HeadersTooLarge:
-    return HeadersTooLarge(
-        f"a request has at most {limits.max_headers} header fields of {limits.max_header_bytes} bytes in all"
-    )

@@ -128,13 +128,13 @@ class ShortcutProtocol(CdrsHttpProtocol):
 
     def _is_between(self) -> bool:
         """Whether the next byte begins a request and none is under way."""
+        if self._post is not None or self._visit is not None or self._in_head:
+            return False
         cycle = self._current()
-        return (
-            self._post is None
-            and self._visit is None
-            and not self._in_head
-            and (cycle is None or (cycle.response_complete and not cycle.more_body and not self.pipeline))
-        )
+        return cycle is None or (cycle.response_complete and not cycle.more_body and not self.pipeline)
+
+    def _is_in_body(self) -> bool:
+        return self._short is not None or super()._is_in_body()
 
     def _take(self, shortcut: Shortcut, data: bytes) -> bytes:
         """Take request after request; what is returned is for the parser."""

@@ -7,18 +7,17 @@ by what their frames look like, and those that need an attribute to have some va
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import orjson
 
 from gateway.views import Selection, View
-from shared.events import attributes_of
 from shared.validation import SERVER_PREFIX
 
 if TYPE_CHECKING:
     from shared.filters import Filter
-    from shared.records import Record
     from shared.sse import Shape
 
 Kind = tuple[bool, "Shape"]
@@ -108,38 +107,40 @@ class FilteredViews:
             if not values:
                 del self._equal[name]
 
-    def passing(self, attributes: Mapping[str, object]) -> Iterator[View]:
-        """The views whose filter lets these through."""
+    def candidates(self, attributes: Mapping[str, object]) -> Iterable[View]:
+        """The views whose filter may let these through, and no other that needs another value."""
+        if not self._equal:
+            return self._others
+        found = [self._others]
         for name, values in self._equal.items():
             value = attributes.get(name)
             if value is not None:
-                text = value if isinstance(value, str) else orjson.dumps(value).decode()
-                for view in values.get(text, ()):
-                    if _holds(view, attributes):
-                        yield view
-        for view in self._others:
-            if _holds(view, attributes):
-                yield view
+                found.append(values.get(value if isinstance(value, str) else orjson.dumps(value).decode(), {}))
+        return chain.from_iterable(found)
 
 
-def _holds(view: View, attributes: Mapping[str, object]) -> bool:
-    return view.selection.filter is None or view.selection.filter.matches(attributes)
-
-
-def views_of(record: Record, buckets: Sequence[Bucket]) -> Iterable[tuple[Kind, Iterable[View]]]:
-    """The views that an event belongs to, each once, those of one kind together. To be used up before views change."""
-    if len(buckets) == 1 and buckets[0].filtered is None:
-        return buckets[0].plain.items()
+def plain_of(buckets: Sequence[Bucket]) -> Mapping[Kind, Collection[View]]:
+    """The views that get every event of a stream with these buckets, each once. To be used up before views change."""
+    if len(buckets) == 1:
+        return buckets[0].plain
     found: dict[Kind, dict[View, None]] = {}
-    attributes: Mapping[str, object] | None = None
     for bucket in buckets:
         for kind, views in bucket.plain.items():
             found.setdefault(kind, {}).update(views)
-        if bucket.filtered is not None:
-            attributes = attributes or attributes_of(record)
-            for view in bucket.filtered.passing(attributes):
-                found.setdefault(kind_of(view), {})[view] = None
-    return found.items()
+    return found
+
+
+def candidates_of(attributes: Mapping[str, object], buckets: Sequence[Bucket]) -> Iterable[View]:
+    """The views with filters that have to be asked about an event (`passes`), each once."""
+    filtered = [bucket.filtered for bucket in buckets if bucket.filtered is not None]
+    if len(filtered) == 1:
+        return filtered[0].candidates(attributes)
+    return dict.fromkeys(chain.from_iterable([each.candidates(attributes) for each in filtered]))
+
+
+def passes(view: View, attributes: Mapping[str, object]) -> bool:
+    """Whether a view's filter lets an event through."""
+    return view.selection.filter is None or view.selection.filter.matches(attributes)
 
 
 class _Token:

@@ -6,6 +6,7 @@ every view of the same shape and kind of id shares, and only as long as a subscr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -61,8 +62,7 @@ class View:
     """The live end of one selection: frames that some subscriber still needs, numbered from the view's birth."""
 
     __slots__ = (
-        "_cursors", "_frames", "_held", "_joined_low", "_joins", "_placed", "_size", "first", "selection",
-        "subscribers", "window",
+        "_cursors", "_frames", "_held", "_joined_low", "_joins", "_size", "first", "selection", "subscribers", "window",
     )  # fmt: skip
 
     def __init__(self, selection: Selection) -> None:
@@ -74,8 +74,6 @@ class View:
         self._held: dict[object, int] | None = None
         self._joined_low = 0
         """The lowest place at which somebody has joined since the last sweep began."""
-        self._placed: tuple[int, Place] | None = None
-        """The furthest frame that was asked for, and its place in the text."""
         self._cursors: list[bytes] = []
         self._size = 0
         self._joins: dict[tuple[int, int], Joined] = {}
@@ -97,6 +95,14 @@ class View:
         self._frames.append(frame)
         self._cursors.append(cursor)
         self._size += len(frame)
+        if self._joins:
+            self._joins.clear()
+
+    def extend(self, frames: Sequence[bytes], cursors: Sequence[bytes], size: int) -> None:
+        """Several of them, of so many bytes together."""
+        self._frames += frames
+        self._cursors += cursors
+        self._size += size
         if self._joins:
             self._joins.clear()
 
@@ -142,25 +148,35 @@ class View:
 
     def trim(self, low: int, *, max_bytes: int) -> None:
         """Forget frames below ``low``, which every subscriber has been given and nobody holds, and the oldest beyond
-        ``max_bytes``."""
-        low = min(low, self._joined_low)
-        if self._held is not None:
-            low = min(low, *self._held.values())
-        drop = max(min(low, self.end) - self.first, 0)
-        kept = self._size - sum(map(len, self._frames[:drop]))
-        while kept > max_bytes and drop < len(self._frames):
+        ``max_bytes``. Whoever lacked one of those has to read history: it needs none of the others either."""
+        self._forget(self._needed(min(low, self._joined_low)) - self.first, is_lost=False)
+        drop, kept = 0, self._size
+        while kept > max_bytes:
             kept -= len(self._frames[drop])
             drop += 1
         if drop:
-            if self.window is not None:
-                self._count(self.window, drop, lost=self.first + drop > low)
-            del self._frames[:drop]
-            del self._cursors[:drop]
-            self._size = kept
-            self.first += drop
-            self._joins.clear()
-            if self._placed is not None and self._placed[0] < self.first:
-                self._placed = None
+            self._forget(drop, is_lost=True)
+            low = min([each.seq for each in self.subscribers if each.seq >= self.first], default=self.end)
+            self._forget(self._needed(low) - self.first, is_lost=False)
+
+    def _needed(self, low: int) -> int:
+        """The lowest place that is of use to somebody: ``low``, or one that is held and still there."""
+        if self._held is not None:
+            low = min([low, *[seq for seq in self._held.values() if seq >= self.first]])
+        return min(low, self.end)
+
+    def _forget(self, drop: int, *, is_lost: bool) -> None:
+        """Forget so many frames, which somebody lacks or nobody."""
+        if drop <= 0:
+            return
+        first = self.first + drop
+        if self.window is not None:
+            self._count(self.window, first, is_lost=is_lost)
+        self._size -= sum(map(len, self._frames[:drop]))
+        del self._frames[:drop]
+        del self._cursors[:drop]
+        self.first = first
+        self._joins.clear()
 
     # --- subscribers -----------------------------------------------------------------------------
 
@@ -172,7 +188,6 @@ class View:
         if subscriber.gzip is not None:
             if self.window is None:
                 self.window = Window(compression, end=self.end, now=now)
-                self._placed = None
             self.window.enter(subscriber)
             subscriber.gzip.enter(self.place(seq))
 
@@ -190,16 +205,7 @@ class View:
     def place(self, seq: int) -> Place:
         """Where a reader stands in the view's text; ``seq`` is kept or the end."""
         assert self.window is not None
-        known = self._placed
-        if known is None or seq < known[0]:
-            start, place = self.first, self.window.origin
-        else:  # nearly everybody stands at the end: it is not counted up to there for each
-            start, place = known
-        for frame in self._frames[start - self.first : seq - self.first]:
-            place = place.after(frame)
-        if known is None or seq > known[0]:
-            self._placed = seq, place
-        return place
+        return self.window.places.at(seq - self.first, self._frames)
 
     def interrupt(self, subscriber: Subscriber, blocks: bytes) -> None:
         """One of its gzip readers is given something that the others are not."""
@@ -214,12 +220,12 @@ class View:
         subscriber.gzip.enter(place)
         self.window.part(subscriber)
 
-    def _count(self, window: Window, drop: int, *, lost: bool) -> None:
-        """Frames are about to be forgotten: keep the checksum of all, and of readers who lack some of them."""
-        first = self.first + drop
-        if lost:
+    def _count(self, window: Window, first: int, *, is_lost: bool) -> None:
+        """Frames below ``first`` are about to be forgotten: keep the checksum of all, and of readers who lack some."""
+        self.place(first)  # counted, while they are here
+        if is_lost:
             for subscriber in self.subscribers:
                 if subscriber.gzip is not None and self.first <= subscriber.seq < first:
                     subscriber.gzip.leave(self.place(subscriber.seq))
-        window.origin = self.place(first)
+        window.places.forget(first - self.first)
         window.forget(self, first)

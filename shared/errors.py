@@ -10,7 +10,8 @@
     │   └── …                           MethodNotAllowed, NotAcceptable, RequestTimeout, Gone, …
     ├── ServerError                     the request is fine; a retry can help
     │   ├── Unavailable      (503)      nothing was stored
-    │   ├── Overloaded       (503)      nothing was stored; queues are full (DiskFull: the log's disk is)
+    │   ├── Overloaded       (503)      nothing was stored; queues are full (DiskFull: the log's disk is;
+    │   │                             LogAway: its servers take nothing)
     │   ├── OutcomeUnknown   (504)      may have been stored; retry with the same id
     │   └── InternalError    (500)
     └── StartError                      a process cannot start; the message says what to do
@@ -424,6 +425,13 @@ class DiskFull(Overloaded):
 
     problem = "disk-full"
     title = "No room to store events"
+
+
+class LogAway(Overloaded):
+    """The log's servers have taken nothing for a while. Nothing of the request was stored; reading goes on."""
+
+    problem = "log-away"
+    title = "The log takes nothing right now"
 
 
 class OutcomeUnknown(ServerError):

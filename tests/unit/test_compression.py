@@ -109,6 +109,8 @@ class World:
         self.offset += len(texts)
         first = self.view.end
         self.hub.sink(batch(*records))
+        while self.hub._publisher._jobs:
+            self.hub._publisher._slice()
         self.frames.update({first + n: frame for n, frame in enumerate(self.view.frames(first, 1 << 40))})
 
     def give(self, some: list[Client]) -> None:
@@ -127,7 +129,8 @@ class World:
 
     def trim(self) -> None:
         self.view.begin_sweep()
-        low = min((s.seq for s in self.view.subscribers), default=self.view.end)
+        able = [s.seq for s in self.view.subscribers if s.seq >= self.view.first]
+        low = min(able, default=self.view.end)
         self.view.trim(low, max_bytes=self.sse.backlog_bytes)
 
     def end(self, client: Client) -> None:
@@ -257,6 +260,33 @@ def test_where_many_wait_the_next_boundary_comes_at_once() -> None:
     many = [world.enter(gzip=True) for _ in range(50)]
     busy(world, 3)
     assert {world.form(each) for each in (*few, *many)} == {DEFLATED}
+
+
+@pytest.mark.parametrize("stalled", [0, 10, 60])
+def test_those_who_cannot_be_admitted_force_no_boundary_on_the_others(stalled: int) -> None:
+    world = World()
+    readers = [world.enter(gzip=True) for _ in range(90)]
+    busy(world)
+    slow = [world.enter(gzip=True) for _ in range(stalled)]
+    for each in slow:
+        each.ready = False
+    window = world.view.window
+    assert window is not None
+    boundaries = set()
+    for text in texts(90):
+        world.clock.now += 0.05  # less than a period in all
+        world.publish(text)
+        world.settle()
+        boundaries.add(window._first)
+    assert len(boundaries) <= 2, "each takes what all have in common from those inside"
+    assert {world.form(each) for each in readers} == {DEFLATED}
+    for each in slow:
+        each.ready = True
+    world.settle()
+    busy(world, 15)
+    assert {world.form(each) for each in (*readers, *slow)} == {DEFLATED}, "who can be admitted still is, soon"
+    for each in (*readers, *slow):
+        each.check()
 
 
 def test_what_goes_to_one_alone_is_sent_outside() -> None:

@@ -11,7 +11,8 @@ import pytest
 from gateway_rig import Rig
 from model_nodes import ModelNode, event, eventually, member
 
-from gateway.feeds import FeedManager
+from gateway.feeds import TICK, FeedManager
+from gateway.publishing import Pause
 from shared.detector import NodeState
 from shared.errors import StaleEpoch, Unavailable
 from shared.position import Epoch
@@ -124,6 +125,32 @@ async def test_a_silent_feed_counts_as_broken() -> None:
         fed.store(3)
         await fed.complete()
         assert stuck.member.key in fed.rig.membership.broken
+
+
+async def test_a_feed_waits_for_the_sink_and_is_not_silent_meanwhile() -> None:
+    rig = Rig("a")
+    taken: list[FeedBatch] = []
+    free = asyncio.Event()
+
+    async def pause() -> None:
+        await free.wait()
+
+    def sink(batch: FeedBatch) -> Pause:
+        taken.append(batch)
+        return pause
+
+    feeds = FeedManager(rig.router, sink, silence=0.1)
+    async with rig.running(lambda: feeds.run({0: 0})):
+        node = rig.best()
+        rig.log.append(0, [event("1")])
+        await eventually(lambda: taken)
+        rig.log.append(0, [event("2")])
+        await asyncio.sleep(2.5 * TICK)
+        assert [batch.next for batch in taken] == [1]
+        assert feeds.next == {0: 1}
+        assert node.member.key not in rig.membership.broken, "the silence is the sink's"
+        free.set()
+        await eventually(lambda: feeds.next == {0: 2})
 
 
 async def test_when_routes_change_the_new_feed_begins_before_the_old_one_ends() -> None:

@@ -11,7 +11,7 @@ import pytest
 from sample_records import batch, record
 from spec_parser import SpecParser
 
-from gateway.hub import Hub
+from gateway.hub import SLICE, WAVES, Hub
 from gateway.subscriber import Subscriber
 from gateway.views import Selection
 from shared.clock import SystemClock
@@ -247,6 +247,48 @@ async def test_drain_says_bye_to_everyone() -> None:
         retries = {orjson.loads(s.parser.events[-1].data)["retry_ms"] for s in sinks}
         assert len(retries) > 10
         assert len(hub) == 0
+
+
+class Still(SystemClock):
+    """Nobody ever takes any time."""
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
+async def test_the_farewells_of_a_wave_are_said_in_slices() -> None:
+    hub = Hub(SseSettings(), Still(), Telemetry(version="test"))
+    hub.start(EPOCH, {0: 0, 1: 0})
+    sinks = [enter(hub, selection("orders"))[1] for _ in range(WAVES * 150)]
+    draining = asyncio.create_task(hub.drain(0))
+    said, most = 0, 0
+    while not draining.done():
+        await asyncio.sleep(0)
+        now = len(sinks) - len(hub)
+        said, most = now, max(most, now - said)
+    assert most == SLICE
+    assert all(sink.ended for sink in sinks)
+
+
+async def test_a_reader_who_has_fallen_out_of_its_view_holds_nothing() -> None:
+    async with running(backlog_bytes=4096) as hub:
+        slow, sink = enter(hub, selection("orders"), eager=False)
+        view = slow.view
+        assert view is not None
+        offset = 0
+        while slow.seq >= view.first:
+            hub.sink(batch(record(offset)))
+            await settle()
+            offset += 1
+        assert offset > 10
+        assert view.first == view.end, "nobody else is there"
+        for number in range(10):
+            hub.sink(batch(record(offset + number)))
+            await settle()
+            assert view.first == view.end
+        sink.ready = True
+        hub.service(slow)
+        assert sink.lagged
 
 
 async def test_a_view_without_subscribers_holds_nothing() -> None:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import pytest
 from sample_records import record
 
-from gateway.view_index import FilteredViews, PatternTree, ViewIndex, views_of
+from gateway.view_index import FilteredViews, PatternTree, ViewIndex, candidates_of, passes, plain_of
 from gateway.views import Selection, View
+from shared.events import attributes_of
 from shared.filters import Filter, parse_filter
 from shared.sse import DEFAULT_SHAPE, Shape
 from shared.validation import Pattern
@@ -29,8 +30,9 @@ def exact(**attributes: str) -> str:
 
 def given(index: ViewIndex, stream: str, **attributes: str) -> list[View]:
     """The views that an event gets into, as the hub asks for them."""
-    event = record(1, stream=stream, **attributes)
-    return [view for _, views in views_of(event, index.buckets(stream)) for view in views]
+    found, buckets = attributes_of(record(1, stream=stream, **attributes)), index.buckets(stream)
+    plain = [view for views in plain_of(buckets).values() for view in views]
+    return plain + [view for view in candidates_of(found, buckets) if passes(view, found)]
 
 
 class Counting:
@@ -38,7 +40,7 @@ class Counting:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: Counter[str] = Counter()
-        watched = ((Filter, "matches"), (PatternTree, "matching"), (FilteredViews, "passing"), (Pattern, "matches"))
+        watched = ((Filter, "matches"), (PatternTree, "matching"), (FilteredViews, "candidates"), (Pattern, "matches"))
         for owner, name in watched:
             monkeypatch.setattr(owner, name, self._counted(getattr(owner, name), f"{owner.__name__}.{name}"))
 

@@ -11,11 +11,17 @@ from shared.backends.kafka.client import BATCH_BYTES, CLIENT_ERRORS, describe, i
 from shared.backends.kafka.codec import RECORD_OVERHEAD, Outgoing
 from shared.backends.kafka.producing import Producer, Producers
 from shared.clock import Clock
-from shared.errors import OutcomeUnknown, Unavailable
+from shared.errors import LogAway, OutcomeUnknown, Unavailable
 from shared.settings import KafkaSettings
 
 BATCH_OVERHEAD: Final = 128
 RETRY_AFTER: Final = 1.0
+AWAY_AFTER: Final = 2.0
+"""So many append timeouts after the first append that failed, while none has succeeded, the brokers count as away: a
+new leader takes less. From then on an append that cannot be sent at once is refused, as waiting only adds to those that
+wait."""
+AT_ONCE: Final = 0.25
+"""Seconds that it has for that: for a connected producer to say who leads, and for what was sent before it."""
 
 
 class Refused(Unavailable):
@@ -53,6 +59,8 @@ class PartitionWriter:
         self._clock = clock
         self._turn = asyncio.Lock()
         self._unsettled: _Batch | None = None
+        self._failing_since: float | None = None
+        """When the first of the appends began that have failed since one succeeded, on the loop's clock."""
 
     async def append(self, records: Sequence[Outgoing]) -> list[int | None]:
         """Append in order; returns the offset of each record, or None where the brokers did not tell the one place
@@ -60,23 +68,45 @@ class PartitionWriter:
 
         Raises `Unavailable` (nothing was or will be stored) or `OutcomeUnknown`.
         """
-        deadline = asyncio.get_running_loop().time() + self._settings.append_timeout
-        async with self._in_turn(deadline):
-            await self._settle_earlier(deadline)
-            offsets: list[int | None] = []
-            for number, piece in enumerate(cut(records)):
-                batch = self._unsettled = _Batch(piece)
-                try:
-                    first = await self._settle(batch, deadline)
-                except Unavailable as error:
-                    if number:
-                        raise OutcomeUnknown("only a part of the events was stored") from error
-                    raise
-                finally:
-                    if not batch.was_sent:
-                        self._unsettled = None
-                offsets += [None] * len(piece) if first is None else range(first, first + len(piece))
-            return offsets
+        started = asyncio.get_running_loop().time()
+        deadline = send_by = started + self._settings.append_timeout
+        is_away = self._is_away(started)
+        if is_away:
+            send_by = min(deadline, started + AT_ONCE)
+        try:
+            async with self._in_turn(send_by):
+                await self._settle_earlier(send_by)
+                offsets = await self._append(records, deadline, send_by)
+        except Refused:
+            raise
+        except (Unavailable, OutcomeUnknown) as error:
+            if self._failing_since is None:
+                self._failing_since = started
+            if is_away and isinstance(error, Unavailable):
+                raise LogAway(error.detail, retry_after=RETRY_AFTER) from error
+            raise
+        self._failing_since = None
+        return offsets
+
+    def _is_away(self, now: float) -> bool:
+        since = self._failing_since
+        return since is not None and now - since >= AWAY_AFTER * self._settings.append_timeout
+
+    async def _append(self, records: Sequence[Outgoing], deadline: float, send_by: float) -> list[int | None]:
+        offsets: list[int | None] = []
+        for number, piece in enumerate(cut(records)):
+            batch = self._unsettled = _Batch(piece)
+            try:
+                first = await self._settle(batch, deadline, send_by if number == 0 else deadline)
+            except Unavailable as error:
+                if number:
+                    raise OutcomeUnknown("only a part of the events was stored") from error
+                raise
+            finally:
+                if not batch.was_sent:
+                    self._unsettled = None
+            offsets += [None] * len(piece) if first is None else range(first, first + len(piece))
+        return offsets
 
     @asynccontextmanager
     async def _in_turn(self, deadline: float) -> AsyncGenerator[None]:
@@ -94,19 +124,20 @@ class PartitionWriter:
         if self._unsettled is None:
             return
         try:
-            await self._settle(self._unsettled, deadline)
+            await self._settle(self._unsettled, deadline, deadline)
         except Refused:
             pass  # whoever asked for it was told that its outcome is unknown
         except OutcomeUnknown as error:
             raise _earlier("is not settled") from error
 
-    async def _settle(self, batch: _Batch, deadline: float) -> int | None:
+    async def _settle(self, batch: _Batch, deadline: float, send_by: float) -> int | None:
         """Bring a batch into the log; returns the offset of its first record, where that is known and no copy can be
-        before it. What it leaves in `_unsettled` may be there or come there."""
+        before it. What it leaves in `_unsettled` may be there or come there. ``send_by``: when it has to be sent for
+        the first time."""
         loop = asyncio.get_running_loop()
         while True:
             if batch.future is None or batch.producer is None:
-                await self._send(batch, deadline)
+                await self._send(batch, deadline if batch.was_sent else send_by)
                 continue
             until = min(deadline, batch.sent + self._settings.replace_after)
             await asyncio.wait(
