@@ -1,19 +1,29 @@
-"""Clients that behave badly, in equal shares, until standard input ends: ``python bad_load.py PORT PATH COUNT``.
+"""Clients that behave badly, until standard input ends: ``python bad_load.py PORT PATH COUNT [KIND…]``.
 
-Says ``open`` once all have asked for the stream. Kinds: reads a byte a second; never reads; ends its side after the
-request; goes on sending; sends the next requests ahead; resets in the middle of a frame and comes again; vanishes (its
-answers are dropped: it never reads, and closes with a reset at the end).
+Equal shares of the kinds named, else of `KINDS`. Says ``open`` once all have asked for the stream. Kinds: reads a byte
+a second; never reads; ends its side after the request; goes on sending; sends the next requests ahead; resets in the
+middle of a frame and comes again; vanishes: what comes to it is dropped and no longer answered, as if its cable were
+cut. Only where named: asks for all history and never reads; asks for history in pages, or for the stream, again and
+again without reading.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import socket
 import struct
 import sys
 from contextlib import suppress
 
-KINDS = ("byte", "deaf", "half-close", "talkative", "pipelining", "resetting")
+KINDS = ("byte", "deaf", "half-close", "talkative", "pipelining", "resetting", "vanishing")
+GREEDY = ("history", "pages", "flooding")
+"""Kinds that make the server work, and so are not put beside others whose delays are measured."""
+AHEAD = {"pipelining": 4, "flooding": 1_000, "pages": 1_000}
+"""Requests sent at once; of flooding clients so many again and again."""
+SO_ATTACH_FILTER = 26
+DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
+"""A program for the kernel's packet filter: of each packet keep nothing. It needs no privilege."""
 
 
 def dial(port: int) -> socket.socket:
@@ -25,29 +35,47 @@ def dial(port: int) -> socket.socket:
     return sock
 
 
-async def misbehave(kind: str, port: int, request: bytes, asked: asyncio.Event) -> None:
+def vanish(sock: socket.socket) -> None:
+    """From now on nothing that is sent to it is received, nor acknowledged."""
+    program = ctypes.create_string_buffer(DROP_ALL)
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+
+
+def asking(kind: str, path: str) -> bytes:
+    query = {"history": "?from=earliest", "pages": "?from=earliest&limit=1000"}.get(kind, "")
+    media = "application/json" if kind == "pages" else "text/event-stream"
+    return f"GET {path}{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {media}\r\n\r\n".encode()
+
+
+async def misbehave(kind: str, port: int, path: str, asked: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
+    request = asking(kind, path)
     while True:
         sock = dial(port)
         try:
-            await loop.sock_sendall(sock, request * (4 if kind == "pipelining" else 1))
+            await loop.sock_sendall(sock, request * (AHEAD[kind] if kind == "pipelining" else 1))
             asked.set()
-            await _go_on(kind, sock, loop)
+            await _go_on(kind, sock, loop, request)
         except OSError:
             await asyncio.sleep(1)
         finally:
             sock.close()
 
 
-async def _go_on(kind: str, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+async def _go_on(kind: str, sock: socket.socket, loop: asyncio.AbstractEventLoop, request: bytes) -> None:
     if kind == "half-close":
         sock.shutdown(socket.SHUT_WR)
+    elif kind == "vanishing":
+        await loop.sock_recv(sock, 65_536)
+        vanish(sock)
     for _ in range(3600):
         if kind == "byte":
             if not await loop.sock_recv(sock, 1):
                 return
         elif kind == "talkative":
             await loop.sock_sendall(sock, b"x")
+        elif kind in GREEDY and kind in AHEAD:
+            await loop.sock_sendall(sock, request * AHEAD[kind])
         elif kind == "resetting":
             await loop.sock_recv(sock, 100)
             await asyncio.sleep(2)
@@ -58,12 +86,11 @@ async def _go_on(kind: str, sock: socket.socket, loop: asyncio.AbstractEventLoop
         await asyncio.sleep(1)
 
 
-async def main(port: int, path: str, count: int) -> None:
-    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n".encode()
+async def main(port: int, path: str, count: int, kinds: tuple[str, ...]) -> None:
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:
         asked = [asyncio.Event() for _ in range(count)]
-        tasks = [group.create_task(misbehave(KINDS[n % len(KINDS)], port, request, asked[n])) for n in range(count)]
+        tasks = [group.create_task(misbehave(kinds[n % len(kinds)], port, path, asked[n])) for n in range(count)]
         for each in asked:
             await each.wait()
         print("open", flush=True)
@@ -74,4 +101,4 @@ async def main(port: int, path: str, count: int) -> None:
 
 if __name__ == "__main__":
     with suppress(asyncio.CancelledError):
-        asyncio.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+        asyncio.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), tuple(sys.argv[4:]) or KINDS))

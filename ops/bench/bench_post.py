@@ -28,23 +28,23 @@ def run(runs: int) -> Result:
         with baseline_server() as (port, pid):
             load(port, 1, "/store/", "")
             before = cpu_seconds(pid)
-            rate, p50, p99 = load(port, SECONDS, "/store/", "")
+            rate, *times = load(port, SECONDS, "/store/", "")
             plain.append(rate)
-            rows.append(row(number, "plain, commit in the loop", rate, p50, p99, cpu_seconds(pid) - before))
+            rows.append(row(number, "plain, commit in the loop", rate, times, cpu_seconds(pid) - before))
             before = cpu_seconds(pid)
-            rate, p50, p99 = load(port, SECONDS, "/store-in-thread/", "")
+            rate, *times = load(port, SECONDS, "/store-in-thread/", "")
             pooled.append(rate)
-            rows.append(row(number, "plain, commit in a thread", rate, p50, p99, cpu_seconds(pid) - before))
+            rows.append(row(number, "plain, commit in a thread", rate, times, cpu_seconds(pid) - before))
         with our_server() as cdrs:
             load(cdrs.port, 1, "/v1/streams/bench.", "/events")
             before = cpu_seconds(cdrs.pid)
-            rate, p50, p99 = load(cdrs.port, SECONDS, "/v1/streams/bench.", "/events")
+            rate, *times = load(cdrs.port, SECONDS, "/v1/streams/bench.", "/events")
             ours.append(rate)
-            rows.append(row(number, "cdrs", rate, p50, p99, cpu_seconds(cdrs.pid) - before))
+            rows.append(row(number, "cdrs", rate, times, cpu_seconds(cdrs.pid) - before))
             check_stored(cdrs, rate * SECONDS)
     mine, theirs, threaded = (statistics.median(rates) for rates in (ours, plain, pooled))
     return Result(
-        ["run", "server", "POST/s", "p50 ms", "p99 ms", "CPU us/POST"], rows,
+        ["run", "server", "POST/s", "p50 ms", "p99 ms", "max ms", "CPU us/POST"], rows,
         f"{mine:,.0f} POST/s, {mine / theirs:.1f} x and {mine / threaded:.1f} x the baselines (medians of {runs})",
         f"starlette on uvicorn, one SQLite commit per request (WAL, synchronous=FULL): {theirs:,.0f} POST/s in the "
         f"loop's thread, {threaded:,.0f} in a worker thread (what keeps the loop free)",
@@ -54,15 +54,16 @@ def run(runs: int) -> Result:
     )  # fmt: skip
 
 
-def row(number: int, server: str, rate: float, p50: float, p99: float, cpu: float) -> Sequence[str]:
+def row(number: int, server: str, rate: float, times: Sequence[float], cpu: float) -> Sequence[str]:
     return [
-        str(number + 1), server, f"{rate:,.0f}", f"{p50:.2f}", f"{p99:.2f}", f"{cpu / (rate * SECONDS) * 1e6:.0f}"
+        str(number + 1), server, f"{rate:,.0f}", *(f"{each:.2f}" for each in times),
+        f"{cpu / (rate * SECONDS) * 1e6:.0f}",
     ]  # fmt: skip
 
 
-def load(port: int, seconds: int, prefix: str, suffix: str, lines: int = 0) -> tuple[float, float, float]:
-    """Requests a second, p50 and p99 in ms; each one event, or so many lines of NDJSON. Raises where any answer was not
-    2xx."""
+def load(port: int, seconds: int, prefix: str, suffix: str, lines: int = 0) -> tuple[float, float, float, float]:
+    """Requests a second, p50, p99 and the longest in ms; each one event, or so many lines of NDJSON. Raises where any
+    answer was not 2xx."""
     wrk = shutil.which("wrk")
     if wrk is None:
         return own_load(port, seconds, prefix, suffix, lines)
@@ -76,11 +77,13 @@ def load(port: int, seconds: int, prefix: str, suffix: str, lines: int = 0) -> t
     rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
     shares = re.findall(r"(50|99)%\s+([\d.]+)(us|ms|s)", done.stdout)
     times = {share: float(number) * _UNITS[unit] for share, number, unit in shares}
+    most = re.search(r"Latency(?:\s+[\d.]+(?:us|ms|s)){2}\s+([\d.]+)(us|ms|s)", done.stdout)
     assert rate is not None, done.stdout
-    return float(rate[1]), times["50"], times["99"]
+    assert most is not None, done.stdout
+    return float(rate[1]), times["50"], times["99"], float(most[1]) * _UNITS[most[2]]
 
 
-def own_load(port: int, seconds: int, prefix: str, suffix: str, lines: int) -> tuple[float, float, float]:
+def own_load(port: int, seconds: int, prefix: str, suffix: str, lines: int) -> tuple[float, float, float, float]:
     done = subprocess.run(
         [*pinned(LOADER_CPUS), sys.executable, str(HERE / "post_load.py"), str(port), str(CONNECTIONS), str(seconds),
          prefix, suffix, str(lines)],
@@ -88,7 +91,7 @@ def own_load(port: int, seconds: int, prefix: str, suffix: str, lines: int) -> t
     )  # fmt: skip
     said = json.loads(done.stdout)
     assert said["bad"] == 0, said
-    return said["requests"] / said["seconds"], said["p50_ms"], said["p99_ms"]
+    return said["requests"] / said["seconds"], said["p50_ms"], said["p99_ms"], said["max_ms"]
 
 
 def check_stored(cdrs: CdrsProcess, at_least: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import instructions
 from fan_out import Opener, Server, all_descriptors, floor, loading, naive, ours, peers, sound
 from report import Result
 
@@ -46,14 +47,14 @@ def run(runs: int) -> Result:
     text = {key: f"{value / 1e6:.2f} M deliveries/s" for key, value in best.items()}
     return Result(
         ["run", "server", "published", "events/s", "deliveries/s", "p50 ms", "p99 ms", "max ms", "CPU us/delivery",
-         "server", "loader", "good"],
+         "server", "MiB", "loader", *instructions.column(), "good"],
         rows,
         f"{text.get(('cdrs', 'NDJSON'), 'none')} by NDJSON, {text.get(('cdrs', 'one a POST'), 'none')} by single POSTs",
         f"F {text.get(('F', 'NDJSON'), 'none')}; by single POSTs B0 {text.get(('B0', 'one a POST'), 'none')}"
         + "".join(f", {name} {text[name, 'one a POST']}" for name in peers() if (name, "one a POST") in text),
         ">= 1.2 M/s with p99 <= 50 ms by NDJSON; single POSTs >= nchan",
         [f"{SUBSCRIBERS} subscribers, {SECONDS} s a step, steps x {GROWTH:g}, open loop: late publishing is latency",
-         "server, loader: shares of their cores; every event is stored with fsync first"],
+         "server, loader: shares of their cores; every event is stored with fsync first", instructions.note()],
         figures=figures(best),
     )  # fmt: skip
 
@@ -72,5 +73,6 @@ def row(number: int, server: Server, how: str, said: dict[str, Any], *, good: bo
         str(number + 1), server.name, how, f"{said['published'] / said['seconds']:,.0f}",
         f"{said['deliveries'] / took:,.0f}", *(f"{said[key]:.1f}" for key in ("p50_ms", "p99_ms", "max_ms")),
         f"{said['cpu'] / max(1, said['deliveries']) * 1e6:.2f}", f"{said['cpu'] / said['took']:.2f}",
-        f"{said['loader_cpu'] / said['took']:.2f}", "yes" if good else "no",
+        f"{said['rss_kib'] / 1024:.0f}", f"{said['loader_cpu'] / said['took']:.2f}", *instructions.cell(said),
+        "yes" if good else "no",
     ]  # fmt: skip

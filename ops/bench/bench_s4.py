@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from fan_out import Opener, loading_many, naive, ours, sound
+import instructions
+from fan_out import Opener, floor, loading_many, naive, ours, sound
 from report import Result
 
 RUNS = 1
@@ -15,12 +16,16 @@ CHURN = 33
 WARM, ROUNDS = 3, 15
 BATCH = 500
 LIMIT_MS, LIMIT_CORE = 50, 0.6
+FULL_CORE, FULL_MS = 0.95, 1_000.0
+"""A server that uses so much of its core, or lets events wait so long, is saturated: its figures are of a queue."""
+
+Measured = list[dict[str, Any]]
 
 
 def run(runs: int) -> Result:
-    servers: dict[str, Opener] = {"cdrs": ours, "B0": naive}
+    servers: dict[str, Opener] = {"F": floor, "cdrs": ours, "B0": naive}
     rows: list[list[str]] = []
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
+    found: dict[str, Measured] = {name: [] for name in servers}
     for number in range(runs):
         for name, opened in servers.items():
             with opened() as server, loading_many(server, SUBSCRIBERS, group=GROUP, churn=CHURN) as loader:
@@ -30,19 +35,22 @@ def run(runs: int) -> Result:
             found[name].append(said)
             rows.append(row(number, name, said, idle))
     text = {name: words(said) for name, said in found.items()}
+    full = [name for name, said in found.items() if is_saturated(said)]
     return Result(
         ["run", "server", "events/s", "deliveries/s", "p50 ms", "p99 ms", "max ms", "core", "of it idle",
-         "CPU us/delivery", "came and went", "loader", "all"],
+         "CPU us/delivery", "MiB", "came and went", "loader", *instructions.column(), "all"],
         rows,
         text["cdrs"],
-        text["B0"],
+        f"F {text['F']}; B0 {text['B0']}",
         f"p99 <= {LIMIT_MS} ms at <= {LIMIT_CORE:.0%} of the core",
         [f"one event a second to each of {SUBSCRIBERS:,} private streams and {SUBSCRIBERS // GROUP:,} groups",
          f"{SUBSCRIBERS + SUBSCRIBERS // GROUP:,} events/s in, {2 * SUBSCRIBERS:,} deliveries/s out",
          f"as NDJSON over one connection; {CHURN} connects a second, each for 3 s",
-         "every event is stored with fsync first (B0 stores nothing)",
-         "core: CPU of the server per second, publishing and storing included; all: every delivery, once, in order"],
-        figures={name: {"p99_ms": middle(said, "p99_ms"), "us/delivery": cost(said)} for name, said in found.items()},
+         "every event is stored with fsync first (B0 stores nothing; F looks for the stream's name and sends)",
+         "core: CPU of the server per second, publishing and storing included; all: every delivery, once, in order",
+         f"saturated, so not to be compared: {', '.join(full) or 'none'}", instructions.note()],
+        figures={name: figures(said) for name, said in found.items()},
+        saturated=full,
     )  # fmt: skip
 
 
@@ -50,19 +58,27 @@ def core(said: dict[str, Any]) -> float:
     return float(said["cpu"] / said["took"])
 
 
-def cost(said: list[dict[str, Any]]) -> float:
-    """Microseconds of CPU for a delivery, publishing and storing included."""
-    return float(statistics.median(one["cpu"] / max(1, one["deliveries"]) * 1e6 for one in said))
+def is_saturated(measured: Measured) -> bool:
+    return any(not sound(said) or core(said) >= FULL_CORE or said["p99_ms"] >= FULL_MS for said in measured)
 
 
-def middle(said: list[dict[str, Any]], key: str) -> float:
-    return float(statistics.median(one[key] for one in said))
+def figures(measured: Measured) -> dict[str, float]:
+    """CPU and instructions are those of a delivery, publishing and storing included."""
+    cost = statistics.median(said["cpu"] / max(1, said["deliveries"]) * 1e6 for said in measured)
+    found = {key: middle(measured, key) for key in ("p50_ms", "p99_ms")} | {"us/delivery": cost}
+    counted = instructions.middle(measured)
+    return found if counted is None else found | {"instructions/delivery": counted}
 
 
-def words(said: list[dict[str, Any]]) -> str:
-    share = statistics.median(core(one) for one in said)
-    whole = "" if all(map(sound, said)) else ", NOT all delivered in time"
-    return f"p50 {middle(said, 'p50_ms'):.1f}, p99 {middle(said, 'p99_ms'):.1f} ms at {share:.0%} of the core{whole}"
+def middle(measured: Measured, key: str) -> float:
+    return float(statistics.median(said[key] for said in measured))
+
+
+def words(measured: Measured) -> str:
+    share = statistics.median(map(core, measured))
+    whole = "" if all(map(sound, measured)) else ", NOT all delivered in time"
+    times = f"p50 {middle(measured, 'p50_ms'):.1f}, p99 {middle(measured, 'p99_ms'):.1f} ms"
+    return f"{times} at {share:.0%} of the core{whole}"
 
 
 def row(number: int, name: str, said: dict[str, Any], idle: float) -> list[str]:
@@ -70,6 +86,6 @@ def row(number: int, name: str, said: dict[str, Any], idle: float) -> list[str]:
     return [
         str(number + 1), name, f"{said['published'] / took:,.0f}", f"{said['deliveries'] / took:,.0f}",
         *(f"{said[key]:.1f}" for key in ("p50_ms", "p99_ms", "max_ms")), f"{core(said):.2f}", f"{idle:.2f}",
-        f"{said['cpu'] / max(1, said['deliveries']) * 1e6:.1f}", str(said["guests"]),
-        f"{said['loader_cpu'] / took:.2f}", "yes" if sound(said) else "NO",
+        f"{said['cpu'] / max(1, said['deliveries']) * 1e6:.1f}", f"{said['rss_kib'] / 1024:.0f}", str(said["guests"]),
+        f"{said['loader_cpu'] / took:.2f}", *instructions.cell(said), "yes" if sound(said) else "NO",
     ]  # fmt: skip

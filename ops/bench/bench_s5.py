@@ -1,4 +1,8 @@
-"""S5: 5,000 subscribers in gzip, 10 events of 222 bytes a second, 1 % of them replaced each second."""
+"""S5: 5,000 subscribers in gzip, 10 events of 222 bytes a second, 1 % of them replaced each second.
+
+Beside it, in turns: the same without a coding; F, plain send() in C, for the core's part that any server needs; and the
+compressor alone. B0 is not: 50,000 deliveries a second would take it four cores.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,22 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
+from bench_compress import alone, order
 from cdrs_process import CdrsProcess, environment, pinned, request
-from fan_out import all_descriptors, compiled
-from machine import LOADER_CPUS, cpu_seconds, our_server, rss_kib
+from fan_out import all_descriptors, compiled, floor
+from machine import LOADER_CPUS, beside_the_loader, our_server, percentile, rss_kib, thread_seconds
 from report import Result
 from sse_socket import BodyReader, EventStreamParser
 
 RUNS = 3
 SIZES = (50, 5_000)
+CODINGS = ("identity", "gzip")
 RATE = 10
 SECONDS = 30
 CHURN = 0.01
@@ -28,7 +35,6 @@ STREAM = "bench.crowd"
 PATH = f"/v1/streams/{STREAM}/events"
 SAMPLE = 20
 """Readers beside them that inflate what they get, and look at every event."""
-_WORDS = ("alpha", "amsterdam", "buy", "closed", "delta", "filled", "limit", "london", "open", "paris", "sell", "tokyo")
 
 
 @dataclass
@@ -43,22 +49,36 @@ class Found:
     """Of the server's core."""
     kib: float
     """Resident, for each subscriber."""
-    checked: int
+    mib: float
+    loader: float
+    """The share of its core that the crowd used."""
+    sample: Sample
+
+    @property
+    def p50_ms(self) -> float:
+        return percentile(sorted(self.sample.delays), 0.5)
+
+    @property
+    def p99_ms(self) -> float:
+        return percentile(sorted(self.sample.delays), 0.99)
+
+    @property
+    def max_ms(self) -> float:
+        return max(self.sample.delays)
 
 
 def run(runs: int) -> Result:
     all_descriptors()
     rows: list[list[str]] = []
     found: dict[tuple[int, str], list[Found]] = {}
-    for number in range(runs):
-        for size in SIZES:
-            for coding in ("identity", "gzip"):
-                one = asyncio.run(measure(size, coding))
+    deflating: list[float] = []
+    with beside_the_loader():  # where the sample is read
+        for number in range(runs):
+            deflating.append(alone())
+            for size, coding in [(SIZES[-1], "F"), *((size, coding) for size in SIZES for coding in CODINGS)]:
+                one = asyncio.run(measure_floor(size) if coding == "F" else measure(size, coding))
                 found.setdefault((size, coding), []).append(one)
-                rows.append([
-                    str(number + 1), str(size), coding, f"{one.bytes_each:.0f}", f"{one.us_per_event:.1f}",
-                    f"{one.cpu:.1%}", f"{one.kib:.2f}", str(one.checked),
-                ])  # fmt: skip
+                rows.append(row(number, size, coding, one))
 
     def middle(size: int, coding: str, what: str) -> float:
         return statistics.median(getattr(each, what) for each in found[size, coding])
@@ -68,52 +88,90 @@ def run(runs: int) -> Result:
     flat = ", ".join(f"{middle(size, 'gzip', 'us_per_event'):.1f} us with {size} readers" for size in SIZES)
     more = middle(most, "gzip", "kib") - middle(most, "identity", "kib")
     return Result(
-        ["run", "subscribers", "coding", "bytes/event", "us in the compressor/event", "CPU", "KiB each", "checked"],
+        ["run", "subscribers", "coding", "bytes/event", "us in the compressor/event", "CPU", "KiB each", "checked",
+         "p50 ms", "p99 ms", "max ms", "MiB", "loader"],
         rows,
         f"{flat} for each event; {middle(most, 'gzip', 'bytes_each'):.0f} bytes for an event and subscriber, "
         f"{share:.2f} of the text; {more:.2f} KiB more for each",
         f"the same without: {middle(most, 'identity', 'bytes_each'):.0f} bytes, "
-        f"{middle(most, 'identity', 'cpu'):.1%} of the core against {middle(most, 'gzip', 'cpu'):.1%}",
+        f"{middle(most, 'identity', 'cpu'):.1%} of the core against {middle(most, 'gzip', 'cpu'):.1%}; "
+        f"F {middle(most, 'F', 'cpu'):.1%}",
         "<= 12 us whatever their number, <= 1/3 of the bytes, <= 0.3 KiB each",
         [f"{RATE} events/s for {SECONDS} s, {CHURN:.0%} of the subscribers leave and as many join each second",
          f"checked: events that {SAMPLE} more readers, replaced in turn, have inflated and found whole and in order",
-         "us: CPU time of the thread in the compressor, as cdrs_sse_gzip_seconds_total counts it"],
+         "ms: from before the POST until one of them had it; loader: the share of its core that the crowd used",
+         "us: CPU time of the thread in the compressor, as cdrs_sse_gzip_seconds_total counts it",
+         f"the compressor alone, one event straight after another: {statistics.median(deflating):.1f} us"],
+        figures=figures(middle, statistics.median(deflating)),
     )  # fmt: skip
 
 
-def payload(number: int, chance: random.Random) -> bytes:
-    """222 bytes of JSON, about a third of it never the same."""
-    known = {
-        "n": number, "user": chance.randrange(10**6), "symbol": chance.choice(_WORDS).upper(),
-        "price": round(chance.uniform(1, 1000), 2), "quantity": chance.randrange(1000), "side": chance.choice(_WORDS),
-        "status": chance.choice(_WORDS), "note": "",
-    }  # fmt: skip
-    text = json.dumps(known, separators=(",", ":"))
-    known["note"] = " ".join(chance.choice(_WORDS) for _ in range(40))[: 222 - len(text)]
-    return json.dumps(known, separators=(",", ":")).encode()
+def figures(middle: Callable[[int, str, str], float], deflating: float) -> dict[str, dict[str, float]]:
+    """F's part is the core's only: its frames are those without a coding."""
+    most = SIZES[-1]
+
+    def of(coding: str) -> dict[str, float]:
+        names = {"bytes/event": "bytes_each", "KiB each": "kib", "p99_ms": "p99_ms", "core": "cpu"}
+        return {name: middle(most, coding, what) for name, what in names.items()}
+
+    compressor = {size: f"compressor us/event, {size}" for size in SIZES}
+    ours = {name: middle(size, "gzip", "us_per_event") for size, name in compressor.items()}
+    return {
+        "cdrs": of("gzip") | ours,
+        "identity": of("identity"),
+        "F": {"core": middle(most, "F", "cpu")},
+        "zlib 4": dict.fromkeys(compressor.values(), deflating),
+    }
+
+
+def row(number: int, size: int, coding: str, one: Found) -> list[str]:
+    times = [f"{each:.1f}" for each in (one.p50_ms, one.p99_ms, one.max_ms)] if one.sample.delays else ["-"] * 3
+    return [
+        str(number + 1), str(size), coding, f"{one.bytes_each:.0f}", f"{one.us_per_event:.1f}", f"{one.cpu:.1%}",
+        f"{one.kib:.2f}", str(one.sample.checked), *times, f"{one.mib:.0f}", f"{one.loader:.2f}",
+    ]  # fmt: skip
 
 
 async def measure(size: int, coding: str) -> Found:
     with our_server() as cdrs:
         assert cdrs.publish(STREAM, b'{"n":-1}').status == 201
-        with crowd(cdrs, size // 5, coding):  # what a crowd leaves behind once is not counted
+        with crowd(cdrs.port, size // 5, coding):  # what a crowd leaves behind once is not counted
             pass
         rss = rss_kib(cdrs.pid)
-        with crowd(cdrs, size, coding) as loader:
+        with crowd(cdrs.port, size, coding) as loader:
             async with sampled(cdrs, coding) as sample:
-                await publish(cdrs, 0, RATE * 5)
-                before, used = counted(cdrs), cpu_seconds(cdrs.pid)
-                loader.begin(SECONDS, CHURN * size)
-                await publish(cdrs, RATE * 5, RATE * SECONDS)
-                said = await asyncio.to_thread(loader.answer)
-                after, cpu = counted(cdrs), cpu_seconds(cdrs.pid) - used
-                kib = (rss_kib(cdrs.pid) - rss) / size
-            assert said["lost"] == 0, said
+                before = counted(cdrs)
+                found = await watched(cdrs.port, PATH, cdrs.pid, loader, sample)
+                after = counted(cdrs)
+                found.kib = (rss_kib(cdrs.pid) - rss) / size
         events = after["events"] - before["events"]
         assert events >= RATE * SECONDS * (coding == "gzip"), "not deflated"
-        took = (after["seconds"] - before["seconds"]) * 1e6 / events if events else 0.0
-    share = cpu / said["seconds"]
-    return Found(said["bytes"] / (RATE * SECONDS * size), took, share, kib, sample.checked)
+        found.us_per_event = (after["seconds"] - before["seconds"]) * 1e6 / events if events else 0.0
+    return found
+
+
+async def measure_floor(size: int) -> Found:
+    """F with the same crowd and events."""
+    with floor() as server:
+        rss = server.rss()
+        with crowd(server.port, size, "identity") as loader:
+            found = await watched(server.port, server.post, server.pids[0], loader, Sample())
+            found.kib = (server.rss() - rss) / size
+    return found
+
+
+async def watched(port: int, post: str, pid: int, loader: Crowd, sample: Sample) -> Found:
+    """Events while the crowd comes and goes; what it cost the server and the crowd."""
+    await publish(port, post, 0, RATE * 5, sample)
+    sample.delays.clear()
+    used, own = thread_seconds(pid), loader.cpu()
+    loader.begin(SECONDS, CHURN * loader.size)
+    await publish(port, post, RATE * 5, RATE * SECONDS, sample)
+    said = await asyncio.to_thread(loader.answer)
+    assert said["lost"] == 0, said
+    cpu, load = (spent / said["seconds"] for spent in (thread_seconds(pid) - used, loader.cpu() - own))
+    bytes_each = said["bytes"] / (RATE * SECONDS * loader.size)
+    return Found(bytes_each, 0.0, cpu, 0.0, rss_kib(pid) / 1024, load, sample)
 
 
 def counted(cdrs: CdrsProcess) -> dict[str, float]:
@@ -122,12 +180,14 @@ def counted(cdrs: CdrsProcess) -> dict[str, float]:
     return {name: float(lines[f"cdrs_sse_gzip_{name}_total"]) for name in ("events", "seconds")}
 
 
-async def publish(cdrs: CdrsProcess, first: int, count: int) -> None:
+async def publish(port: int, path: str, first: int, count: int, sample: Sample) -> None:
     chance, loop = random.Random(first), asyncio.get_running_loop()
     begun = loop.time()
-    for number in range(count):
-        await asyncio.sleep(max(0.0, begun + number / RATE - loop.time()))
-        answer = await asyncio.to_thread(cdrs.publish, STREAM, payload(first + number, chance))
+    for number in range(first, first + count):
+        await asyncio.sleep(max(0.0, begun + (number - first) / RATE - loop.time()))
+        sample.sent[number] = time.monotonic()
+        head = {"content-type": "application/json"}
+        answer = await asyncio.to_thread(request, port, "POST", path, order(number, chance), head)
         assert answer.status == 201
 
 
@@ -136,7 +196,12 @@ class Crowd:
 
     def __init__(self, process: subprocess.Popen[str], size: int) -> None:
         self._process = process
+        self.size = size
         assert self.answer()["open"] == size
+
+    def cpu(self) -> float:
+        """Seconds that it has used."""
+        return thread_seconds(self._process.pid)
 
     def begin(self, seconds: float, churn: float) -> None:
         assert self._process.stdin is not None
@@ -150,8 +215,8 @@ class Crowd:
 
 
 @contextmanager
-def crowd(cdrs: CdrsProcess, size: int, coding: str) -> Iterator[Crowd]:
-    argv = [*pinned(LOADER_CPUS), str(compiled("crowd")), str(cdrs.port), str(size), PATH, coding]
+def crowd(port: int, size: int, coding: str) -> Iterator[Crowd]:
+    argv = [*pinned(LOADER_CPUS), str(compiled("crowd")), str(port), str(size), PATH, coding]
     process = subprocess.Popen(
         argv, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sys.stderr, text=True
     )
@@ -168,6 +233,9 @@ class Sample:
 
     checked: int = 0
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    sent: dict[int, float] = field(default_factory=dict)
+    delays: list[float] = field(default_factory=list)
+    """From before an event was sent until one of them had it: milliseconds."""
 
 
 @asynccontextmanager
@@ -211,6 +279,8 @@ async def follow(port: int, coding: str, sample: Sample) -> None:
                     assert last is None or number == last + 1, (last, number)
                     last = number
                     sample.checked += 1
+                    if number in sample.sent:
+                        sample.delays.append((time.monotonic() - sample.sent[number]) * 1e3)
         raise AssertionError("the server ended it")
     finally:
         writer.close()

@@ -40,21 +40,23 @@ def run(_runs: int) -> Result:
                 seen.append(kib)
             if not rows or at - float(rows[-1][0]) >= 60:
                 rows.append([
-                    f"{at:.0f}", f"{kib / 1024:.1f}", str(collections(server)), f"{said['p99_ms']:.0f}",
-                    f"{said['cpu'] / said['took']:.2f}", str(guests),
+                    f"{at:.0f}", f"{kib / 1024:.1f}", str(collections(server)),
+                    *(f"{said[key]:.0f}" for key in ("p50_ms", "p99_ms", "max_ms")),
+                    f"{said['cpu'] / said['took']:.2f}", f"{said['loader_cpu'] / said['took']:.2f}", str(guests),
                 ])  # fmt: skip
     third = max(1, len(seen) // 3)
     first, last = statistics.median(seen[:third]), statistics.median(seen[-third:])
     flat = last - first <= ALLOWED_KIB
     return Result(
-        ["second", "MiB", "full collections", "p99 ms", "core", "came and went"], rows,
+        ["second", "MiB", "full collections", "p50 ms", "p99 ms", "max ms", "core", "loader", "came and went"], rows,
         f"{'flat' if flat else 'GROWS'}: {first / 1024:.1f} MiB in the first third, {last / 1024:.1f} in the last, "
         f"{max(seen) / 1024:.1f} at most, over {minutes:g} minutes, {deliveries:,} deliveries and {guests:,} clients "
         f"that came and went{'' if whole else '; NOT all delivered'}",
         "the same process, itself",
         f"the last third holds at most {ALLOWED_KIB // 1024} MiB more than the first",
         [f"{SUBSCRIBERS:,} subscribers of a stream of their own and one of a group each, an event a second in each",
-         f"{CHURN} connects a second, each for 3 s; counted after {WARM:.0f} s, when the rings are full"],
+         f"{CHURN} connects a second, each for 3 s; counted after {WARM:.0f} s, when the rings are full",
+         "MiB has no baseline: `compare` looks at the last third / the first only"],
         figures={"cdrs": {"last third / first": last / first, "MiB": last / 1024}},
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from deployment import Deployment
 from engine_set import engine_urls
 from machine import cpu_seconds, folder
 from pymongo import MongoClient
+from sampling import sampled
 
 from shared.backends.kafka.address import parse_kafka_url
 from shared.backends.kafka.admin import open_admin
@@ -62,11 +63,12 @@ async def remove_topics(url: str, prefix: str) -> None:
 
 
 @contextmanager
-def our_processes(rig: Rig, *args: str, **settings: str) -> Iterator[CdrsProcess]:
+def our_processes(rig: Rig, *args: str, cpus: set[int] | None = None, **settings: str) -> Iterator[CdrsProcess]:
     """`cdrs up` with these arguments on the engines, warm."""
-    with folder() as path, CdrsProcess(path, args, env={**rig.environment, **settings}) as cdrs:
+    with folder() as path, CdrsProcess(path, args, env={**rig.environment, **settings}, cpus=cpus) as cdrs:
         warm(cdrs)
-        yield cdrs
+        with sampled(cdrs.pid):
+            yield cdrs
 
 
 @contextmanager

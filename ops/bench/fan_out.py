@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cdrs_process import children, environment, free_port, pinned, wait_until
+from instructions import counting
 from machine import HERE, LOADER_CPUS, SERVER_CPUS, baseline_server, folder, our_server, rss_kib, thread_seconds
 
 BODY_BYTES = 200
@@ -296,25 +297,31 @@ class Loader:
     def publish(
         self, *, rate: float, seconds: float, batch: int = 1, connections: int = 1, one_by_one: bool = False
     ) -> dict[str, Any]:
-        """Publish and drain; what was found, with the server's CPU of that time. In an open loop, unless
-        ``one_by_one``: then an event is published when the one before it has reached everybody, so none are joined."""
+        """Publish and drain; what was found, with the server's CPU and instructions of that time (None where they are
+        not counted) and its resident memory. In an open loop, unless ``one_by_one``: then an event is published when
+        the one before it has reached everybody, so none are joined."""
         return self._command(f"publish {connections} {rate} {seconds} {batch} {one_by_one:d}")
 
     def _command(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        before, at = self._server.cpu(), time.monotonic()
-        self._process.stdin.write(f"{line}\n")
-        self._process.stdin.flush()
-        said = self._line()
-        said["cpu"] = self._server.cpu() - before
-        said["took"] = time.monotonic() - at
-        return said
+        with counting(self._server.pids) as counted:
+            before, at = self._server.cpu(), time.monotonic()
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
+            said = self._line()
+            said["cpu"] = self._server.cpu() - before
+            said["took"] = time.monotonic() - at
+        return said | {"instructions": counted.value, "rss_kib": self._server.rss()}
 
     def idle(self, seconds: float) -> float:
         """CPU seconds of the server per second while nothing is published."""
         before, at = self._server.cpu(), time.monotonic()
         time.sleep(seconds)
         return (self._server.cpu() - before) / (time.monotonic() - at)
+
+    def cpu(self) -> float:
+        """Seconds that the loader itself has used."""
+        return thread_seconds(self._process.pid)
 
 
 class ManyLoader(Loader):

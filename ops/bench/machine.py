@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -14,17 +15,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cdrs_process import CdrsProcess, environment, free_port, pinned, request, wait_until
+from sampling import sampled
 
 HERE = Path(__file__).resolve().parent
 _CPUS = sorted(os.sched_getaffinity(0))
 ALL_CPUS = set(_CPUS)
 SERVER_CPUS = {_CPUS[0]}
 LOADER_CPUS = {_CPUS[-1]}
+ROLE_CPUS = set(_CPUS[:-1]) or ALL_CPUS
+"""Where the roles are processes of their own: all cores but the loader's."""
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
-def pin_to(cpus: set[int]) -> None:
-    os.sched_setaffinity(0, cpus)
+@contextmanager
+def beside_the_loader() -> Iterator[None]:
+    """This process, which publishes or looks itself, off the server's core meanwhile."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, LOADER_CPUS)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @contextmanager
@@ -50,7 +61,8 @@ def our_server(
         if warm:
             for number in range(50):
                 assert cdrs.publish("bench.warm", b'{"n":%d}' % number).status == 201
-        yield cdrs
+        with sampled(cdrs.pid):
+            yield cdrs
 
 
 @contextmanager
@@ -63,7 +75,7 @@ def baseline_server(*, cpus: set[int] | None = None) -> Iterator[tuple[int, int]
 @contextmanager
 def null_server(*, cpus: set[int] | None = None) -> Iterator[tuple[int, int]]:
     """`cdrs up` in one process on a log that keeps nothing: port and pid."""
-    with _script("null_server.py", "/readyz", cpus) as started:
+    with _script("null_server.py", "/readyz", cpus) as started, sampled(started[1]):
         yield started
 
 
@@ -117,6 +129,12 @@ def cpu_share(pid: int, seconds: float) -> float:
     before, at = cpu_seconds(pid), time.monotonic()
     time.sleep(seconds)
     return (cpu_seconds(pid) - before) / (time.monotonic() - at)
+
+
+def ended_seconds() -> float:
+    """User and system time of this process's children that have ended, loaders for instance."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def fsync_ms(path: Path) -> float:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests" / "support")]
@@ -31,6 +32,7 @@ NAMES = {
     "s5": "5,000 subscribers in gzip who come and go, 10 events of 222 bytes a second",
     "s10": "from POST through gateway, node and log to 1,000 subscribers at 200 events/s, all roles real",
     "hostile": "300 clients that read slowly, never, end, talk, pipeline and reset, beside 1,000 good ones",
+    "compress": "libraries that deflate, on frames of orders and of real edits",
     "memory": "what is kept for a subscriber, a record in memory and a stream",
     "soak": "memory over half an hour (--minutes M) of events and of ten connects a second",
     "kills": "the longest time without a receipt after engines are killed, at 200 events/s through HAProxy",
@@ -43,7 +45,7 @@ NAMES = {
 }
 
 
-def main() -> int:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Benchmarks: " + "; ".join(f"{name}: {what}" for name, what in NAMES.items())
     )
@@ -57,8 +59,17 @@ def main() -> int:
     )
     parser.add_argument("--no-write", action="store_true", help="print only")
     parser.add_argument("--runs", type=int, default=0, help="repetitions; default: the benchmark's own")
+    parser.add_argument(
+        "--profile", action="store_true",
+        help="sample our servers with py-spy into docs/bench/NAME.profile.txt; figures are then printed only, as "
+        "sampling stops a server for moments",
+    )  # fmt: skip
     parser.add_argument("--minutes", type=float, help="of the soak; default: 30")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
     if options.minutes:
         os.environ["CDRS_BENCH_MINUTES"] = str(options.minutes)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so end the servers it started
@@ -74,16 +85,31 @@ def main() -> int:
     worse: list[str] = []
     for name in names:
         bench = importlib.import_module(f"bench_{name}")
-        result = bench.run(options.runs or bench.RUNS)
+        runs = options.runs or bench.RUNS
+        result = profiled(name, runs) if options.profile else bench.run(runs)
         report.show(name, NAMES[name], result)
         if is_compared:
-            for line, is_worse in comparing.compared(name, result.figures, report.last(name)):
+            for line, is_worse in comparing.compared(name, report.kept(result), report.last(name)):
                 print(line)
                 worse += [line] if is_worse else []
-        elif not options.no_write:
+        elif not (options.no_write or options.profile):
             report.append(name, NAMES[name], result)
             report.keep(name, NAMES[name], result)
     return 1 if worse else 0
+
+
+def profiled(name: str, runs: int) -> Any:
+    """Run a benchmark and write where its servers' time went."""
+    sampling, report = importlib.import_module("sampling"), importlib.import_module("report")
+    if not sampling.is_possible():
+        print(sampling.MISSING, file=sys.stderr)
+    sampling.begin()
+    result = importlib.import_module(f"bench_{name}").run(runs)
+    path = report.KEPT / f"{name}.profile.txt"
+    if text := sampling.table(f"{name}: {NAMES[name]} ({report.today()}, {report.commit()})"):
+        path.write_text(text)
+        print(f"profile: docs/bench/{path.name}")
+    return result
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The loader where wrk is not installed: raw sockets under uvloop. Prints requests, seconds, p50 and p99 as JSON.
+"""The loader where wrk is not installed: raw sockets under uvloop. Prints requests, seconds, p50, p99 and max as JSON.
 
 ``python post_load.py PORT CONNECTIONS SECONDS PREFIX SUFFIX LINES``; LINES 0: one event as plain JSON, else NDJSON.
 """
@@ -79,6 +79,7 @@ async def main(port: int, connections: int, seconds: float, prefix: str, suffix:
     print(json.dumps({
         "requests": len(times), "seconds": took, "bad": len(bad),
         "p50_ms": times[len(times) // 2] * 1e3, "p99_ms": times[int(len(times) * 0.99)] * 1e3,
+        "max_ms": times[-1] * 1e3,
     }))  # fmt: skip
 
 

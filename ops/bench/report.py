@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "performance.md"
 KEPT = ROOT / "docs" / "bench"
-"""Figures of each benchmark as JSON, newest last, and a picture of the newest."""
+"""Figures of each benchmark as JSON, newest last, and a picture of the newest. A run also has the ``columns`` and
+``rows`` that were printed, and may say which servers were ``saturated``; older ones have figures only."""
+_INNERMOST = re.compile(r"\[\n[^\[\]{}]*\]")
 
 
 @dataclass
@@ -29,7 +32,10 @@ class Result:
     target: str
     notes: list[str] = field(default_factory=list)
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Server → what was measured of it, for `compare` and the plots; less is better."""
+    """Server → what was measured of it, for `compare` and the plots; less is better. A name that ends in "ratio" or has
+    a " / " is a quotient within the run; all others are compared in units of another server of the run."""
+    saturated: Sequence[str] | None = None
+    """Servers that were given more than they could take, where the benchmark can tell."""
 
 
 def commit() -> str:
@@ -60,9 +66,22 @@ def today() -> str:
 
 def last(name: str) -> dict[str, Any] | None:
     """What was kept of the benchmark's last run."""
-    path = KEPT / f"{name}.json"
-    history: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    history = _history(name)
     return history[-1] if history else None
+
+
+def _history(name: str) -> list[dict[str, Any]]:
+    path = KEPT / f"{name}.json"
+    known: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return known
+
+
+def kept(result: Result) -> dict[str, Any]:
+    """A run as the JSON file has it: what `compare` compares, and all that was printed."""
+    figures = {server: {k: float(f"{v:.4g}") for k, v in of.items()} for server, of in result.figures.items()}
+    run = {"figures": {server: of for server, of in figures.items() if of}}
+    more = {} if result.saturated is None else {"saturated": list(result.saturated)}
+    return run | more | {"columns": list(result.columns), "rows": [list(row) for row in result.rows]}
 
 
 def keep(name: str, what: str, result: Result) -> None:
@@ -71,13 +90,17 @@ def keep(name: str, what: str, result: Result) -> None:
         return
     KEPT.mkdir(parents=True, exist_ok=True)
     path = KEPT / f"{name}.json"
-    history: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    rounded = {server: {k: float(f"{v:.4g}") for k, v in of.items()} for server, of in result.figures.items()}
-    history.append({"date": today(), "commit": commit(), "figures": rounded})
-    path.write_text(json.dumps(history, indent=1) + "\n")
+    run = {"date": today(), "commit": commit(), **kept(result)}
+    path.write_text(written([*_history(name), run]))
     from plots import draw  # noqa: PLC0415 -- takes a second to load
 
-    draw(path.with_suffix(".png"), f"{name}: {what} ({today()}, {commit()})", rounded)
+    draw(path.with_suffix(".png"), f"{name}: {what} ({today()}, {commit()})", run["figures"])
+
+
+def written(history: Sequence[dict[str, Any]]) -> str:
+    """As JSON, with each row of a table on a line of its own."""
+    text = json.dumps(history, indent=1, ensure_ascii=False)
+    return _INNERMOST.sub(lambda row: re.sub(r"\n *", " ", row[0]).replace("[ ", "[").replace(" ]", "]"), text) + "\n"
 
 
 def append(name: str, what: str, result: Result) -> None:
