@@ -71,7 +71,7 @@ class Hub:
         """Partition → its latest records; what resuming readers get without asking a node."""
         self.draining = False
         self.stalls = StallWatch(clock, settings.stall_timeout)
-        """Connections of the fast write path that take no bytes for the moment."""
+        """Connections that take no bytes for the moment."""
         self._group: asyncio.TaskGroup | None = None
 
     # --- the feed's side --------------------------------------------------------------------------

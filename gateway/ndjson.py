@@ -1,8 +1,9 @@
 """NDJSON: a request answered while it streams, one line of answer for each line, in order.
 
-Two tasks share a request. One cuts the body into lines, builds events and submits them, a chunk at a time, without
-waiting for receipts; the other waits for the settlements in the same order and answers. What is on its way between
-them is bounded, so a client that does not read its answers is not read from either.
+A short request that is here as a whole is answered as a whole. Else two tasks share it. One cuts the body into lines,
+builds events and submits them, a chunk at a time, without waiting for receipts; the other waits for the settlements in
+the same order and answers. What is on its way between them is bounded, so a client that does not read its answers is
+not read from either.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 CHUNK_LINES = 256
 """Lines that are submitted together; other requests get a turn between two chunks."""
+SHORT_BYTES = 64 * 1024
+"""A body up to this length is waited for before the answer begins: it is on its way."""
 MAX_WAITING_LINES = 4096
 """Lines read and not yet answered: with some 250 bytes an answer, 1 MiB of unread answers."""
 MAX_WAITING_BYTES = 8 * 1024 * 1024
@@ -138,14 +141,34 @@ class NdjsonResponse(Response):
         started = self._context.clock.monotonic()
         transport = scope.get("extensions", {}).get("cdrs.transport")
         first: tuple[bytes, bool] | None = None
-        if self._framing.expects_continue:
+        if self._framing.expects_continue or (self._framing.length or SHORT_BYTES + 1) <= SHORT_BYTES:
             # Asking for the body makes the server say 100; a client may hold it back once it has seen the 200.
             try:
                 first = await read_part(receive, timeout=self._timeout)
             except ClientGoneError:
                 return
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        if first is not None and not first[1] and first[0].count(b"\n") < CHUNK_LINES:
+            await self._serve_whole(first[0])
+        else:
+            await self._serve(receive, first, transport)
+        self._context.telemetry.ingest_took(self._context.clock.monotonic() - started)
+
+    async def _serve_whole(self, body: bytes) -> None:
+        """Answer a body that is all there and makes one chunk at most."""
+        self._has_all = self._is_read = True
+        await self._take([*self._cutter.feed(body), *self._cutter.finish()])
+        for chunk in self._chunks:
+            self._last = self._answers(chunk, await self._settled(chunk))
+        answers = self._last + _line(Summary(self._tally))
+        headers = [*self.raw_headers, (b"content-length", b"%d" % len(answers))]
+        await self._send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await self._send({"type": "http.response.body", "body": answers})
+
+    async def _serve(
+        self, receive: Receive, first: tuple[bytes, bool] | None, transport: asyncio.Transport | None
+    ) -> None:
+        await self._send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": True})
         is_stalled = False
         try:
             async with asyncio.TaskGroup() as group:
@@ -155,7 +178,6 @@ class NdjsonResponse(Response):
         except* _StalledError:
             is_stalled = True
         self._reading = None  # it may hold the end it came to, and that this
-        self._context.telemetry.ingest_took(self._context.clock.monotonic() - started)
         if transport is not None and is_stalled:
             transport.abort()  # a close would wait for the client to take what is buffered
         elif transport is not None and self._cut is not None:
@@ -260,11 +282,7 @@ class NdjsonResponse(Response):
             chunk = self._chunks.popleft()
             if self._chain.is_broken and chunk.pending:
                 chunk.pending.expire()
-            settlements: Sequence[Settlement] = ()
-            if chunk.pending:
-                # What has to be routed anew would come behind what was given up before it.
-                settlements = await settle(self._context, chunk.drafts, chunk.pending, renew=not self._has_failed)
-            answers = self._answers(chunk, settlements)
+            answers = self._answers(chunk, await self._settled(chunk))
             if self._is_read and not self._chunks:
                 self._last = answers
             elif answers:
@@ -275,6 +293,12 @@ class NdjsonResponse(Response):
             self._left.set()
             if self._chain.is_broken and not self._has_all and not self._is_read:
                 self._end_reading()
+
+    async def _settled(self, chunk: _Chunk) -> Sequence[Settlement]:
+        if chunk.pending is None:
+            return ()
+        # What has to be routed anew would come behind what was given up before it.
+        return await settle(self._context, chunk.drafts, chunk.pending, renew=not self._has_failed)
 
     def _end_reading(self) -> None:
         """Nothing that is still to come would be stored."""

@@ -103,6 +103,14 @@ class KafkaSettings(_Group):
         le=60,
     )
     request_timeout: float = _seconds(3.0, "One request to one broker, before another one is tried.", ge=0.5, le=60)
+    connect_timeout: float = _seconds(
+        1.0,
+        "To connect to a broker, with TLS and authentication, and for it to say who leads; at most request_timeout. A "
+        "broker that stands still is waited for as long, again and again, before a new leader is known. Raise it where "
+        "brokers are far away.",
+        ge=0.1,
+        le=60,
+    )
     replace_after: float = _seconds(
         5.0, "A producer or reader that gets nowhere for so long is replaced. Longer than a failover.", ge=0.5, le=60
     )

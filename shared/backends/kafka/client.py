@@ -30,6 +30,7 @@ from aiokafka.protocol.fetch import FetchRequest
 
 from shared.backends.kafka.address import KafkaAddress
 from shared.backends.kafka.codec import Outgoing, RawRecord
+from shared.backends.kafka.connecting import hasten
 from shared.cancelling import is_cancelled
 from shared.offers import Replicas
 from shared.settings import KafkaSettings
@@ -165,6 +166,7 @@ class ProducerClient:
             compression_type=None if settings.compression == "none" else settings.compression,
             **client_options(connection.address, settings),
         )
+        hasten(self._producer.client, settings)
 
     @_no_strays
     async def start(self) -> None:
@@ -232,6 +234,7 @@ class ConsumerClient:
             max_partition_fetch_bytes=FETCH_BYTES,
             **client_options(connection.address, connection.settings),
         )
+        hasten(self._consumer._client, connection.settings)
 
     @_no_strays
     async def start(self) -> None:
