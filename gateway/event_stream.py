@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gateway.protocol import CdrsHttpProtocol
 
 SEND_BUFFER = 80 * 1024
+PORTABLE_SEND_BUFFER = 40 * 1024
+"""Beside it a client that does not read holds a write in the transport, another one before it, and a task."""
 """What the kernel may hold for one subscriber, in bytes: it would let the buffer of a stalled one grow to megabytes. It
 counts twice as much, for its bookkeeping; with a write of `sse.write_bytes` that is 224 KiB for one who never reads."""
 NO_PING = 3600
@@ -48,11 +50,18 @@ class EventStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
             return
         self.send_timeout = None
-        line, stalls = _Line(transport), GatewayContext.of(Request(scope)).hub.stalls
+        with suppress(RuntimeError):  # it is closed already
+            # A write that the client has not taken is all that is held here; without this there were two and more.
+            transport.set_write_buffer_limits(0)
+        context = GatewayContext.of(Request(scope))
+        bound_socket(transport, context.settings.sse.stall_timeout, send_buffer=PORTABLE_SEND_BUFFER)
+        line, stalls = _Line(transport), context.hub.stalls
         try:
             await super().__call__(scope, receive, _watched(send, transport, line, stalls))
         finally:
             stalls.forget(line)
+            with suppress(RuntimeError):
+                transport.set_write_buffer_limits()
 
 
 class _Line:
@@ -123,13 +132,13 @@ _HEADERS = EventSourceResponse(iter(()), headers=_coding_headers(False)).raw_hea
 _GZIP_HEADERS = EventSourceResponse(iter(()), headers=_coding_headers(True)).raw_headers
 
 
-def bound_socket(transport: asyncio.Transport | None, stall_timeout: float) -> None:
+def bound_socket(transport: asyncio.Transport | None, stall_timeout: float, *, send_buffer: int = SEND_BUFFER) -> None:
     """Bound what the kernel keeps for a client that does not read, and how long it waits for one that has vanished."""
     sock = transport.get_extra_info("socket") if transport is not None else None
     if transport is None or sock is None:
         return
     with suppress(OSError, ValueError):  # the client may have gone already
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             set_kernel_timeout(transport, stall_timeout)

@@ -157,9 +157,11 @@ class NdjsonResponse(Response):
         """Answer a body that is all there and makes one chunk at most."""
         self._has_all = self._is_read = True
         await self._take([*self._cutter.feed(body), *self._cutter.finish()])
-        for chunk in self._chunks:
-            self._last = self._answers(chunk, await self._settled(chunk))
-        answers = self._last + _line(Summary(self._tally))
+        answers = b""
+        if self._chunks:
+            chunk = self._chunks.popleft()
+            answers = self._answers(chunk, await self._settled(chunk))
+        answers += _line(Summary(self._tally))
         headers = [*self.raw_headers, (b"content-length", b"%d" % len(answers))]
         await self._send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         await self._send({"type": "http.response.body", "body": answers})

@@ -31,6 +31,9 @@ class Full:
     def get_write_buffer_limits(self) -> tuple[int, int]:
         return 16_384, 65_536
 
+    def set_write_buffer_limits(self, high: int | None = None) -> None:
+        pass
+
     def get_extra_info(self, _name: str) -> Any:
         return None
 
@@ -46,7 +49,7 @@ class Server:
         self.watch = StallWatch(self.clock, TIMEOUT)
         self.transport = transport
         self.goes_on = asyncio.Event()
-        gateway = SimpleNamespace(hub=SimpleNamespace(stalls=self.watch))
+        gateway = SimpleNamespace(hub=SimpleNamespace(stalls=self.watch), settings=Settings())
         self.scope: dict[str, Any] = {
             "type": "http", "method": "GET", "extensions": {"cdrs.transport": transport},
             "app": SimpleNamespace(state=SimpleNamespace(gateway=gateway)),
