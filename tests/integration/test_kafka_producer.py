@@ -95,7 +95,7 @@ async def test_what_was_not_settled_goes_first_and_unchanged(topics: KafkaTopics
 
 
 async def test_while_something_is_unsettled_nothing_newer_is_stored(topics: KafkaTopics) -> None:
-    async with topics.open(append_timeout=0.5, replace_after=60) as log:
+    async with topics.open(append_timeout=1.5, replace_after=60) as log:
         await log.append(0, events(0, 3), base=0)
         hang(log, 0)
         with pytest.raises(OutcomeUnknown):
