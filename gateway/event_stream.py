@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from gateway.protocol import CdrsHttpProtocol
 
 SEND_BUFFER = 80 * 1024
-PORTABLE_SEND_BUFFER = 40 * 1024
-"""Beside it a client that does not read holds a write in the transport, another one before it, and a task."""
 """What the kernel may hold for one subscriber, in bytes: it would let the buffer of a stalled one grow to megabytes. It
 counts twice as much, for its bookkeeping; with a write of `sse.write_bytes` that is 224 KiB for one who never reads."""
+PORTABLE_SEND_BUFFER = 40 * 1024
+"""The same on the portable path, where such a client also holds a write before the transport, and a task."""
 NO_PING = 3600
 """Seconds. The hub's cursor blocks keep streams alive; sse-starlette's own comments carry no progress."""
 

@@ -28,8 +28,9 @@ READ_TIMEOUT = 10.0
 QUESTIONS_AT_ONCE = 48
 """Pages that are asked of the nodes at the same time: fewer than a link has connections for questions, so that the time
 of a question is the node's alone."""
-QUEUE_TIMEOUT = 60.0
-"""Seconds that a reader waits for its turn to ask; as long as a crowd of readers below the ring may take."""
+QUEUE_TIMEOUT = 10.0
+"""Seconds that a reader waits for its turn to ask. Nothing is written to it meanwhile, and proxies cut who is silent
+for long: it is sent away in words before that."""
 OFFSETS_A_TURN = 1024
 """Offsets read from the ring in one turn of the event loop, all readers together. One costs 1 us, with a filter that
 looks into the event 6; two pages, or the history of many who come back from close by."""

@@ -81,7 +81,9 @@ class StallWatch:
     def forget(self, connection: Stallable) -> None:
         """It has ended. Idempotent."""
         self._watched.pop(connection, None)
-        self._slow.pop(connection, None)
+        if connection in self._slow:
+            del self._slow[connection]
+            connection.set_kernel_timeout(self._timeout)  # the connection may go on to serve other requests
 
     async def look(self) -> None:
         """Cut whoever has made no progress for too long."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from operator import attrgetter
 
 from shared.records import FeedBatch, Record
@@ -122,7 +123,7 @@ class PartitionRing:
         elif len(streams) == 1:
             found = self._of_stream(streams[0], start)
         else:
-            found = sorted([record for name in set(streams) for record in self._of_stream(name, start)], key=_offset)
+            found = self._of_streams(frozenset(streams), start, limit)
         taken: list[Record] = []
         size = 0
         for record in found:
@@ -133,6 +134,13 @@ class PartitionRing:
             taken.append(record)
             size += len(record.value)
         return taken, stop
+
+    def _of_streams(self, streams: frozenset[str], start: int, limit: int) -> Iterable[Record]:
+        """What these have together where that is little; else all there is, looked through as far as it is used."""
+        held = [self._by_stream.get(stream) for stream in streams]
+        if sum([len(each) if isinstance(each, deque) else 1 for each in held if each is not None]) <= limit:
+            return sorted([record for name in streams for record in self._of_stream(name, start)], key=_offset)
+        return (record for record in islice(self._records, self._at(start), None) if record.stream in streams)
 
     def _of_stream(self, stream: str, start: int) -> Iterable[Record]:
         held = self._by_stream.get(stream)

@@ -188,6 +188,7 @@ async def test_patience_grows_only_while_nobody_is_heard(monkeypatch: pytest.Mon
             granted.append(client.patience)
             if heard:
                 client.answered()
+                assert client.patience == SILENCE, "it was for the start"
             client.lost.set()
             await eventually(lambda client=client: found._client is not client)  # type: ignore[misc]
         assert granted == [SILENCE, SILENCE, 2 * SILENCE, 4 * SILENCE, MAX_SILENCE, SILENCE]

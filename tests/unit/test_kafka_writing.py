@@ -81,6 +81,18 @@ async def test_brokers_that_stay_away_are_waited_for_at_first_and_then_no_more()
     assert refused.type is Unavailable, "it is another outage"
 
 
+async def test_a_failure_of_long_ago_is_no_outage() -> None:
+    brokers = Brokers()
+    partition = writer(brokers, append_timeout=0.5)
+    with pytest.raises(Unavailable):
+        await partition.append(RECORDS)
+    for name in ("_failing_since", "_failed_at"):
+        setattr(partition, name, getattr(partition, name) - 3600)
+    with pytest.raises(Unavailable) as refused:
+        await partition.append(RECORDS)
+    assert refused.type is Unavailable, "it was waited for"
+
+
 async def test_what_was_sent_after_an_outage_has_its_whole_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "AWAY_AFTER", 0.0)
     monkeypatch.setattr(writing, "AT_ONCE", 0.01)

@@ -57,6 +57,11 @@ def test_reading_one_stream_is_reading_all_and_filtering(streams: list[str], bou
         got, reached = r.read(start, 1000, limit=1000, max_bytes=10**9, streams=[wanted])
         assert got == [x for x in everything if x.stream == wanted]
         assert reached == r.next
+    for limit in (2, 1000):
+        some, reached = r.read(start, 1000, limit=limit, max_bytes=10**9, streams=["a", "c", "a", "none"])
+        matching = [x for x in everything if x.stream in "ac"]
+        assert some == matching[:limit]
+        assert reached == (matching[limit].offset if len(matching) > limit else r.next)
 
 
 def test_bytes_bound_the_ring_too() -> None:

@@ -51,6 +51,15 @@ async def test_only_who_makes_no_progress_is_cut() -> None:
     assert len(watch) == 0
 
 
+async def test_a_connection_that_serves_other_requests_has_its_kernel_timeout_again() -> None:
+    watch, client = StallWatch(HandClock(), TIMEOUT), Client(1000)
+    watch.add(client)
+    await watch.look()
+    assert client.kernel_timeout == 0
+    watch.forget(client)
+    assert client.kernel_timeout == TIMEOUT
+
+
 async def test_the_kernel_ends_nobody_who_is_watched() -> None:
     clock = HandClock()
     watch = StallWatch(clock, TIMEOUT)

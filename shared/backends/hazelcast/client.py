@@ -160,6 +160,7 @@ class Client:
     def answered(self) -> None:
         """A call was answered."""
         self.was_heard = True
+        self.patience = SILENCE
         self._silent_since = None
         self._failures = 0
 

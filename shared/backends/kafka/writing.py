@@ -61,6 +61,8 @@ class PartitionWriter:
         self._unsettled: _Batch | None = None
         self._failing_since: float | None = None
         """When the first of the appends began that have failed since one succeeded, on the loop's clock."""
+        self._failed_at = 0.0
+        """When the last of them failed: between them, not since, nothing was taken."""
 
     async def append(self, records: Sequence[Outgoing]) -> list[int | None]:
         """Append in order; returns the offset of each record, or None where the brokers did not tell the one place
@@ -70,7 +72,7 @@ class PartitionWriter:
         """
         started = asyncio.get_running_loop().time()
         deadline = send_by = started + self._settings.append_timeout
-        is_away = self._is_away(started)
+        is_away = self._is_away()
         if is_away:
             send_by = min(deadline, started + AT_ONCE)
         try:
@@ -82,15 +84,16 @@ class PartitionWriter:
         except (Unavailable, OutcomeUnknown) as error:
             if self._failing_since is None:
                 self._failing_since = started
+            self._failed_at = asyncio.get_running_loop().time()
             if is_away and isinstance(error, Unavailable):
                 raise LogAway(error.detail, retry_after=RETRY_AFTER) from error
             raise
         self._failing_since = None
         return offsets
 
-    def _is_away(self, now: float) -> bool:
+    def _is_away(self) -> bool:
         since = self._failing_since
-        return since is not None and now - since >= AWAY_AFTER * self._settings.append_timeout
+        return since is not None and self._failed_at - since >= AWAY_AFTER * self._settings.append_timeout
 
     async def _append(self, records: Sequence[Outgoing], deadline: float, send_by: float) -> list[int | None]:
         offsets: list[int | None] = []
