@@ -111,7 +111,17 @@ async def settle(
         for index, settlement in zip(stale, _settled(pending), strict=True):
             results[index] = settlement
     note_stored(context, drafts, results)
+    for index, settlement in enumerate(results):
+        if settlement.duplicate:
+            results[index] = own(drafts[index], settlement)
     return results
+
+
+def own(draft: Draft, settlement: Settlement) -> Settlement:
+    """The copy of an event whose id was made for this very request is an earlier attempt of our own: to its producer it
+    is new."""
+    is_own = settlement.duplicate and draft.event.fresh
+    return msgspec.structs.replace(settlement, duplicate=False) if is_own else settlement
 
 
 def note_stored(context: GatewayContext, drafts: Sequence[Draft], results: Sequence[Settlement]) -> None:

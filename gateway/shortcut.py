@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 from starlette.responses import Response
 
 from gateway.bodies import SMALL_BODY, BodyKind, ProduceHead, read_head
-from gateway.placement import note_stored, settle, submit_one
+from gateway.placement import note_stored, own, settle, submit_one
 from gateway.problems import problem_response
 from gateway.produce import build_one, check_room, location_of, receipt_one, refusal
 from gateway.receipts import ReceiptWriter, encoder
@@ -319,7 +319,7 @@ class Post:
             self.connection.spawn(self._settle_anew(draft, pending))
         else:
             note_stored(self._shortcut.context, [draft], [settlement])
-            self._answer(draft, settlement)
+            self._answer(draft, own(draft, settlement))
 
     async def _settle_anew(self, draft: Draft, pending: Pending) -> None:
         """Somebody created the stream otherwise at this very moment: the event is routed anew."""
