@@ -141,7 +141,8 @@ class NdjsonResponse(Response):
         started = self._context.clock.monotonic()
         transport = scope.get("extensions", {}).get("cdrs.transport")
         first: tuple[bytes, bool] | None = None
-        if self._framing.expects_continue or (self._framing.length or SHORT_BYTES + 1) <= SHORT_BYTES:
+        length = self._framing.length
+        if self._framing.expects_continue or (length is not None and length <= SHORT_BYTES):
             # Asking for the body makes the server say 100; a client may hold it back once it has seen the 200.
             try:
                 first = await read_part(receive, timeout=self._timeout)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from zlib import crc32
 
 from gateway.gzip_body import Place
 
@@ -27,12 +26,11 @@ class Places:
         """The place before a frame, by its index among those that are kept, or behind the last one."""
         crcs, sizes = self._crcs, self._sizes
         if number >= len(crcs):
-            crc, size = crcs[-1], sizes[-1]
+            place = Place(crcs[-1], sizes[-1])
             for frame in frames[len(crcs) - 1 : number]:
-                crc = crc32(frame, crc)
-                size += len(frame)
-                crcs.append(crc)
-                sizes.append(size)
+                place = place.after(frame)
+                crcs.append(place.crc)
+                sizes.append(place.size)
         return Place(crcs[number], sizes[number])
 
     def forget(self, count: int) -> None:

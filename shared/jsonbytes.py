@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import orjson
 
 from shared.errors import DuplicateKey, MalformedJson, TooDeep
+
+T = TypeVar("T")
 
 MAX_DEPTH = 32
 """Deepest nesting of arrays and objects in a payload."""
@@ -49,13 +51,18 @@ def loads(text: bytes, *, depth: int = MAX_DEPTH) -> Any:
 def is_json(text: bytes) -> bool:
     """Whether this is one JSON value as `loads` takes it, but for its depth. Nothing is built, which is five times as
     fast as parsing. What nests hundreds deep may be False here: `loads` tells."""
+    return _cut(_raw_value, text) is not None
+
+
+def _cut(decoder: msgspec.json.Decoder[T], text: bytes) -> T | None:
+    """What a decoder that builds nothing makes of a text; None where it is not what that decodes, or not UTF-8."""
     try:
-        _raw_value.decode(text)
+        value = decoder.decode(text)
         if not text.isascii():
             text.decode("utf-8")  # the decoder looks at everything but that
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
+        return None
+    return value
 
 
 def are_json(lines: Sequence[bytes], text: bytes) -> bool:
@@ -156,13 +163,8 @@ def raw_members(text: bytes) -> dict[str, bytes]:
 def raw_items(text: bytes) -> list[bytes] | None:
     """The items of a JSON array as `loads` takes it, but for its depth, each as the bytes it was sent as. Nothing is
     built. None where it is something else, or nests hundreds deep: `loads` tells."""
-    try:
-        items = _raw_array.decode(text)
-        if not text.isascii():
-            text.decode("utf-8")  # the decoder looks at everything but that
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return [bytes(raw) for raw in items]
+    items = _cut(_raw_array, text)
+    return None if items is None else [bytes(raw) for raw in items]
 
 
 def check_unique_members(text: bytes, members: dict[str, Any], nested: Iterable[bytes]) -> None:

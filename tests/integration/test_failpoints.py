@@ -98,63 +98,45 @@ def test_f2_the_gateway_dies_with_the_answer_of_the_node(profile: Profile, size:
 
 
 def test_a_node_dies_between_judging_and_appending(profile: Profile) -> None:
-    with profile.story() as story:
-        story.send(story.world.gateways[0], 3)
-        victim, ids, answer = story.die("node-judged", 3)
-        assert victim in story.world.nodes
-        assert answer == [False] * 3, "the other node stored them"
-        goes_on(profile, story, ids)
+    assert a_node_dies(profile, "node-judged", 3) == [False] * 3, "the other node stored them"
 
 
 def test_a_node_dies_between_appending_and_reading_back(profile: Profile) -> None:
-    with profile.story() as story:
-        story.send(story.world.gateways[0], 3)
-        victim, ids, answer = story.die("node-appended", 3)
-        assert victim in story.world.nodes
-        assert answer == [True] * 3, "the other node found them"
-        goes_on(profile, story, ids)
+    assert a_node_dies(profile, "node-appended", 3) == [True] * 3, "the other node found them"
 
 
 def test_a_node_dies_between_reading_back_and_answering(profile: Profile) -> None:
-    with profile.story() as story:
-        story.send(story.world.gateways[0], 3)
-        victim, ids, answer = story.die("node-answering", 1)
-        assert victim in story.world.nodes
-        assert answer == [True], "the other node found it"
-        goes_on(profile, story, ids)
+    assert a_node_dies(profile, "node-answering", 1) == [True], "the other node found it"
 
 
 def test_f7_a_node_dies_between_reading_and_persisting(profile: Profile) -> None:
-    with profile.story() as story:
-        story.send(story.world.gateways[0], 3)
-        victim, ids, answer = story.die("persist-read", 3)
-        assert victim in story.world.nodes
-        assert answer is not None
-        if profile.mongo is None:
-            assert answer == [False] * 3, "the transaction was rolled back, and the other node stored them"
-        goes_on(profile, story, ids)
+    answer = a_node_dies(profile, "persist-read", 3)
+    if profile.mongo is None:
+        assert answer == [False] * 3, "the transaction was rolled back, and the other node stored them"
 
 
 def test_f8_a_node_dies_between_persisting_and_moving_the_checkpoint(profile: Profile) -> None:
-    with profile.story() as story:
-        story.send(story.world.gateways[0], 3)
-        victim, ids, answer = story.die("persist-written", 3)
-        assert victim in story.world.nodes
-        assert answer is not None
-        if profile.mongo is None:
-            assert answer == [True] * 3, "the transaction stands, and the other node found them"
-        goes_on(profile, story, ids)
+    answer = a_node_dies(profile, "persist-written", 3)
+    if profile.mongo is None:
+        assert answer == [True] * 3, "the transaction stands, and the other node found them"
 
 
 def test_a_node_dies_after_moving_the_checkpoint(profile: Profile) -> None:
+    answer = a_node_dies(profile, "persist-recorded", 3)
+    if profile.mongo is None:
+        assert answer == [True] * 3, "the other node found them"
+
+
+def a_node_dies(profile: Profile, step: str, size: int) -> list[bool]:
+    """New events are on their way when a node dies at this step: which of them were answered as duplicates. Everything
+    goes on after that."""
     with profile.story() as story:
         story.send(story.world.gateways[0], 3)
-        victim, ids, answer = story.die("persist-recorded", 3)
+        victim, ids, answer = story.die(step, size)
         assert victim in story.world.nodes
         assert answer is not None
-        if profile.mongo is None:
-            assert answer == [True] * 3, "the other node found them"
         goes_on(profile, story, ids)
+    return answer
 
 
 def goes_on(profile: Profile, story: Story, ids: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from contextlib import closing
 
 import pytest
 from cdrs_process import wait_until
-from following import WAYS, Follower, all_gone, following
+from following import Follower, all_gone, following
 from threaded_server import ThreadedServer, metric, publish, threaded_server
 
 from gateway.event_stream import PORTABLE_SEND_BUFFER, SEND_BUFFER
@@ -19,12 +19,6 @@ from gateway.protocol import CdrsHttpProtocol
 
 STALL_TIMEOUT = 2.0
 COUNT = 200
-
-
-@pytest.fixture(scope="module", params=WAYS)
-def way(request: pytest.FixtureRequest) -> tuple[str, str]:
-    found: tuple[str, str] = request.param
-    return found
 
 
 @pytest.fixture(scope="module")

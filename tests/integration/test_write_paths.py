@@ -16,18 +16,12 @@ from contextlib import closing
 
 import pytest
 from cdrs_process import wait_until
-from following import WAYS, Follower, all_gone, following, stalled
+from following import Follower, all_gone, following, stalled
 from sse_socket import BodyReader
 from threaded_server import ThreadedServer, metric, publish, threaded_server
 
 MANNERS = {"heartbeat": 0.4, "stall_timeout": 4.0, "backlog_bytes": 65536, "max_subscribers": 60}
 BRIEF = {"heartbeat": 0.2, "max_age": 1.0}
-
-
-@pytest.fixture(scope="module", params=WAYS)
-def way(request: pytest.FixtureRequest) -> tuple[str, str]:
-    found: tuple[str, str] = request.param
-    return found
 
 
 @pytest.fixture(scope="module")

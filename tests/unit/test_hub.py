@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 import orjson
 import pytest
+from running_hub import running_hub
 from sample_records import batch, record
 from spec_parser import SpecParser
 
@@ -61,16 +61,8 @@ def selection(
     return Selection(streams, patterns, parse_filter(wanted), Shape(named=named), partitions, vector)
 
 
-@asynccontextmanager
-async def running(**settings: float) -> AsyncIterator[Hub]:
-    hub = Hub(SseSettings.model_validate(settings), SystemClock(), Telemetry(version="test"))
-    hub.start(EPOCH, {0: 0, 1: 0})
-    task = asyncio.create_task(hub.run())
-    try:
-        yield hub
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+def running(**settings: float) -> AbstractAsyncContextManager[Hub]:
+    return running_hub(EPOCH, SystemClock(), **settings)
 
 
 def enter(hub: Hub, asked: Selection, *, eager: bool = True, expires: float = 1e12) -> tuple[Subscriber, Sink]:

@@ -6,10 +6,10 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 import pytest
+from running_hub import running_hub
 from sample_records import batch, record
 
 from gateway import publishing
@@ -22,9 +22,7 @@ from shared.events import attributes_of
 from shared.filters import parse_filter
 from shared.position import Cursor, CursorWriter, Epoch
 from shared.records import FeedBatch, Record
-from shared.settings import SseSettings
 from shared.sse import DEFAULT_SHAPE, Shape
-from shared.telemetry import Telemetry
 
 EPOCH = Epoch(1, 7)
 EVENT = re.compile(rb'"id":"(\d)-(\d+)"')
@@ -92,16 +90,8 @@ def selection(
     return Selection(tuple(sorted(streams)), patterns, parse_filter(text), shape, partitions, vector)
 
 
-@asynccontextmanager
-async def running(**settings: float) -> AsyncIterator[Hub]:
-    hub = Hub(SseSettings.model_validate(settings), Still(), Telemetry(version="test"))
-    hub.start(EPOCH, {0: 0, 1: 0})
-    task = asyncio.create_task(hub.run())
-    try:
-        yield hub
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+def running(**settings: float) -> AbstractAsyncContextManager[Hub]:
+    return running_hub(EPOCH, Still(), **settings)
 
 
 async def fed(hub: Hub, some: FeedBatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any, cast
-from zlib import crc32
 
 import pytest
 
@@ -41,15 +40,18 @@ def test_frames_are_kept_for_who_joins_during_a_sweep() -> None:
 
 
 class Counted:
-    """Stands for `zlib.crc32`: how many frames have been counted."""
+    """How many frames have been counted on the way to a place."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.frames = 0
-        monkeypatch.setattr(places, "crc32", self)
+        counted = self
 
-    def __call__(self, data: bytes, crc: int) -> int:
-        self.frames += 1
-        return crc32(data, crc)
+        class CountedPlace(Place):
+            def after(self, data: bytes) -> Place:
+                counted.frames += 1
+                return CountedPlace(*super().after(data))
+
+        monkeypatch.setattr(places, "Place", CountedPlace)
 
 
 @pytest.fixture
