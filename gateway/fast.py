@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from gateway.catch_up import catch_up
 from gateway.lingering import CLOSE_TIMEOUT
 from gateway.stalls import outstanding, set_kernel_timeout
+from gateway.subscriber import NO_SOCKET, Subscriber
 from gateway.views import http_chunk
 from shared.errors import ServerError
 from shared.sse import bye_block
@@ -22,7 +23,6 @@ from shared.sse import bye_block
 if TYPE_CHECKING:
     from gateway.context import GatewayContext
     from gateway.origin import Origin
-    from gateway.subscriber import Subscriber
     from gateway.views import Selection
 
 log = logging.getLogger(__name__)
@@ -30,12 +30,18 @@ log = logging.getLogger(__name__)
 LAST_CHUNK = b"0\r\n\r\n"
 
 
+def plain_socket(transport: asyncio.Transport) -> int:
+    """The descriptor to which its bytes could as well be written, where it changes nothing about them."""
+    sock = transport.get_extra_info("socket")
+    return NO_SOCKET if sock is None or transport.get_extra_info("sslcontext") is not None else int(sock.fileno())
+
+
 class FastConnection(asyncio.Protocol):
     """The writer of one subscriber, and the protocol of its connection."""
 
     __slots__ = (
         "_closing", "_context", "_keep_alive", "_origin", "_paused", "_received", "_selection", "_subscriber",
-        "_task", "_transport", "_waiter", "is_over", "ready", "write",
+        "_task", "_transport", "_waiter", "is_over", "ready",
     )  # fmt: skip
 
     def __init__(self, context: GatewayContext, transport: asyncio.Transport, origin: Origin, keep_alive: bool) -> None:
@@ -44,8 +50,6 @@ class FastConnection(asyncio.Protocol):
         """The stream has ended; the connection may still be closing."""
         self._context = context
         self._transport = transport
-        self.write = transport.write
-        """Of the hub: one chunk of the body, ready made. No way around: a call costs as much as the rest of it."""
         self._origin = origin
         self._keep_alive = keep_alive
         self._paused = False
@@ -75,11 +79,22 @@ class FastConnection(asyncio.Protocol):
 
     def _go_on(self, subscriber: Subscriber) -> None:
         self.ready = True
+        subscriber.socket = plain_socket(self._transport)
         self._context.hub.service(subscriber)
+
+    def _hold(self) -> None:
+        """Nothing more for the moment."""
+        self.ready = False
+        if self._subscriber is not None:
+            self._subscriber.socket = NO_SOCKET
+
+    def write(self, chunk: bytes) -> None:
+        """Of the hub: one chunk of the body, ready made."""
+        self._transport.write(chunk)
 
     def lag(self) -> None:
         """The frames needed next are gone: read history."""
-        self.ready = False
+        self._hold()
         self.catch_up(resuming=True)
 
     def catch_up(self, *, resuming: bool, told_gap: bool = False) -> None:
@@ -144,7 +159,7 @@ class FastConnection(asyncio.Protocol):
     def _end(self) -> None:
         """Nothing is written any more. Idempotent."""
         self.is_over = True
-        self.ready = False
+        self._hold()
         self._context.hub.stalls.forget(self)
         if self._task is not None:
             self._task.cancel()
@@ -176,7 +191,7 @@ class FastConnection(asyncio.Protocol):
         self._transport.pause_reading()
 
     def pause_writing(self) -> None:
-        self.ready = False
+        self._hold()
         self._paused = True
         if not self.is_over:  # else its last blocks; the connection is another's before they have left
             self._context.hub.stalls.add(self)

@@ -210,7 +210,7 @@ class Hub:
     def service(self, subscriber: Subscriber) -> None:
         """Its writer is ready again: give it what has come since, one write now and the rest with the next sweep."""
         view = subscriber.view
-        if view is None or not subscriber.live or not subscriber.writer.ready or subscriber.seq >= view.end:
+        if view is None or not subscriber.live or not subscriber.ready or subscriber.seq >= view.end:
             return
         if subscriber.seq < view.first:
             self._lose(subscriber)
@@ -222,9 +222,9 @@ class Hub:
         subscriber.seq = joined.next_seq
         subscriber.cursor = joined.cursor
         subscriber.wrote = now
-        subscriber.writer.write(joined.chunk)
+        subscriber.write(joined.chunk)
         self._telemetry.delivered(joined.events)
-        if subscriber.seq < view.end and subscriber.writer.ready:
+        if subscriber.seq < view.end and subscriber.ready:
             self._again(view)
 
     # --- sweeping ---------------------------------------------------------------------------------
@@ -281,7 +281,12 @@ class Hub:
         first = view.first
         for subscriber in subscribers:
             seq = subscriber.seq
-            if seq < end and subscriber.live and subscriber.view is view and subscriber.writer.ready:
+            if (
+                seq < end
+                and subscriber.live
+                and subscriber.view is view
+                and (subscriber.socket >= 0 or subscriber.writer.ready)
+            ):
                 if seq != at or subscriber.form != form:
                     if seq < first:
                         self._lose(subscriber)
@@ -291,9 +296,9 @@ class Hub:
                 subscriber.seq = seq = after
                 subscriber.cursor = cursor
                 subscriber.wrote = now
-                subscriber.writer.write(chunk)
+                subscriber.write(chunk)
                 delivered += events
-                if after < end and subscriber.writer.ready:
+                if after < end and subscriber.ready:
                     behind = True
             if seq < low and subscriber.view is view and seq >= first:
                 low = seq
@@ -336,7 +341,7 @@ class Hub:
             return
         self._wheel.park(subscriber, SPOKES)
         view = subscriber.view
-        if view is None or not subscriber.live or not subscriber.writer.ready or subscriber.seq != view.end:
+        if view is None or not subscriber.live or not subscriber.ready or subscriber.seq != view.end:
             return
         if self._publisher.owes(view):  # it has more to come than that
             return
@@ -350,7 +355,7 @@ class Hub:
         if subscriber.gzip is not None:
             block = subscriber.coded(block)
             chunk = http_chunk(block)
-        subscriber.writer.write(chunk if subscriber.form & FRAMED else block)
+        subscriber.write(chunk if subscriber.form & FRAMED else block)
 
     def jittered_retry(self) -> int:
         """A reconnect delay in milliseconds: half to one and a half of the setting."""

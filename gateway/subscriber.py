@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.gzip_body import HEADER, GzipBody, stored
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 PLAIN, FRAMED, STORED, DEFLATED = 0, 1, 2, 4
 """The forms of what a view gives out, as bits: FRAMED as chunks of an HTTP/1.1 body; STORED and DEFLATED (one of them)
 as blocks of a gzip member, with the text as it is or from the compressor that the view's readers share."""
+
+NO_SOCKET = -1
 
 
 class Writer(Protocol):
@@ -41,7 +44,7 @@ class Writer(Protocol):
 class Subscriber:
     """Fixed memory, whatever happens: no queue, no task, no timer of its own."""
 
-    __slots__ = ("cursor", "expires", "form", "gzip", "live", "remote", "seq", "view", "writer", "wrote")
+    __slots__ = ("cursor", "expires", "form", "gzip", "live", "remote", "seq", "socket", "view", "writer", "wrote")
 
     def __init__(
         self,
@@ -59,6 +62,9 @@ class Subscriber:
         self.form = (FRAMED if framed else PLAIN) | (STORED if gzip else PLAIN)
         """How it gets the frames of its view just now."""
         self.gzip = GzipBody() if gzip else None
+        self.socket = NO_SOCKET
+        """Descriptor to which bytes may go past the writer. The writer sets it while it is ready and nothing waits in
+        it, so it is that of an open connection, and of this one."""
         self.cursor = cursor
         """Text of the cursor of what was last written."""
         self.remote = remote
@@ -73,6 +79,27 @@ class Subscriber:
         """Monotonic time of the last write."""
         self.expires = expires
         """Monotonic time at which the stream is rotated."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `write` may be called."""
+        return self.socket >= 0 or self.writer.ready
+
+    def write(self, chunk: bytes) -> None:
+        """Send bytes. Only when ``ready``.
+
+        One call into the kernel, where there is a socket. The transport on the way there does the same, but it is the
+        larger part of what a delivery touches in memory, and of a crowd nothing stays in the cache.
+        """
+        if self.socket >= 0:
+            try:
+                sent = os.write(self.socket, chunk)
+            except OSError:  # nothing was sent: the kernel has no room, or the transport will find the same error
+                sent = 0
+            if sent == len(chunk):
+                return
+            chunk = chunk[sent:]
+        self.writer.write(chunk)
 
     def first(self, blocks: bytes) -> bytes:
         """The first bytes of its answer, in the answer's coding."""
