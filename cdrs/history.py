@@ -8,7 +8,7 @@ from cdrs.rereading import CHUNK_RECORDS, LogReader
 from cdrs.tail import Tail
 from shared.errors import InvalidRequest, Unavailable
 from shared.ports import EventLog, EventStore
-from shared.records import HistoryPage, PageQuery, Record, identity_of, identity_prefix
+from shared.records import HistoryPage, PageQuery, Record, prefixes_of
 from shared.ring import PartitionRing
 
 PAGE_RECORDS = 10_000
@@ -110,13 +110,13 @@ class HistoryReader:
         """`shared.ports.History.find`."""
         found = list(await self._store.find(stream, event_id, source))
         if not self._one_tier:
-            prefix = identity_prefix(stream, event_id) if source is None else identity_of(stream, source, event_id)
+            prefixes = tuple(prefixes_of(stream, event_id, source))
             seen = {record.identity for record in found}
             floors = await self._store.starts()
             for partition, ring in self._tail.rings.items():
                 start = max(ring.start, floors.get(partition, 0))  # what was deleted is not found in memory either
                 records, _ = ring.read(start, ring.next, limit=len(ring), max_bytes=2**62, streams=[stream])
-                found += [r for r in records if r.identity.startswith(prefix) and r.identity not in seen]
+                found += [r for r in records if r.identity.startswith(prefixes) and r.identity not in seen]
             if not found and await self._is_between():
                 raise Unavailable("the store has not got everything yet", retry_after=1.0)
         return found[:FOUND]

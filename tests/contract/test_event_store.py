@@ -7,15 +7,17 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from adapters import STORE_ADAPTERS, LogAdapter
 from new_events import event, events, read, same
 
 from shared.errors import StaleStream, StreamConflict
 from shared.ports import EventLog, EventStore
-from shared.records import HistoryPage, PageQuery, Record, StreamInfo
+from shared.records import HistoryPage, PageQuery, Record, StreamInfo, former_prefix
 
 BIG = 2**30
+UUID7 = "01936f2a-8c4e-7a10-9b3c-5d6e7f809102"
 
 
 # MongoDB's other driver takes the same calls: all of this has its turn in the whole run, what writes in every run.
@@ -210,6 +212,17 @@ class TestFind:
         await persisted(log, store)
         assert len(await store.find("orders", "a", None)) == 10
         assert len(await store.find("orders", "a", "/29")) == 1
+
+    async def test_what_an_earlier_version_stored(self, log: EventLog, store: EventStore) -> None:
+        """The identity of a UUID of version 7 was another one then."""
+        old, new = event(UUID7, source="/old"), event(UUID7, source="/new")
+        former = former_prefix("orders", UUID7) + old.identity[12:]
+        assert former != old.identity
+        await log.append(0, [msgspec.structs.replace(old, identity=former), new], base=0)
+        await persisted(log, store)
+        assert [record.offset for record in await store.find("orders", UUID7, None)] == [0, 1]
+        for offset, source in enumerate(("/old", "/new")):
+            assert [record.offset for record in await store.find("orders", UUID7, source)] == [offset]
 
 
 class TestTimes:

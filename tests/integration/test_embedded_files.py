@@ -76,7 +76,7 @@ class TestOpening:
     async def test_the_file_says_whose_it_is(self, filled: Path) -> None:
         db = apsw.Connection(str(filled / "log.db"))
         assert db.pragma("application_id") == schema.APPLICATION_ID
-        assert db.pragma("user_version") == 2
+        assert db.pragma("user_version") == schema.LOG_FORMAT
         assert db.pragma("journal_mode") == "wal"
         db.close()
 
@@ -109,10 +109,10 @@ class TestOpening:
 
     async def test_a_newer_format_is_refused(self, filled: Path) -> None:
         db = apsw.Connection(str(filled / "log.db"))
-        db.pragma("user_version", 3)
+        db.pragma("user_version", schema.LOG_FORMAT + 1)
         db.close()
         message = await refusal(filled)
-        assert "format 3" in message
+        assert f"format {schema.LOG_FORMAT + 1}" in message
         assert "upgrade" in message
 
     async def test_a_file_of_the_first_format_is_upgraded(self, filled: Path) -> None:

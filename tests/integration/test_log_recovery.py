@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 import pytest
 from cdrs_process import CdrsProcess, client, wait_until
 from embedded_folder import opened
@@ -22,7 +23,7 @@ from shared.backends.embedded.salvage import Salvage
 from shared.errors import StartError
 from shared.partitioning import partition_of
 from shared.position import Cursor, Epoch
-from shared.records import Expiry, FormerEpoch, PageQuery, Record
+from shared.records import Expiry, FormerEpoch, PageQuery, Record, former_prefix
 from shared.recovered import Findings, Recovery
 
 pytestmark = pytest.mark.timeout(120)
@@ -171,6 +172,19 @@ async def test_tables_that_disagree_are_made_anew_of_the_events(tmp_path: Path, 
         assert (await log.ends())[1] == len(records[1])
         assert sum(info.events for info in await store.streams(after="", limit=100)) == 300
     assert check_log(tmp_path).findings.is_sound
+
+
+async def test_identities_of_an_earlier_version_are_no_damage(tmp_path: Path) -> None:
+    uuid7 = "01936f2a-8c4e-7a10-9b3c-5d6e7f809102"
+    new = event(uuid7, source="/new")
+    former = msgspec.structs.replace(event(uuid7), identity=former_prefix("orders", uuid7) + event(uuid7).identity[12:])
+    async with opened(tmp_path) as (log, _), marked(tmp_path, log):
+        await log.append(0, [former, new], base=0)
+    assert check_log(tmp_path).findings.is_sound
+    change(tmp_path, "DELETE FROM stream_ends")
+    assert recover_log(tmp_path).kept_as is not None
+    async with opened(tmp_path) as (log, _), marked(tmp_path, log):
+        assert [record.identity for record in await read(log, 0)] == [former.identity, new.identity]
 
 
 async def test_what_is_lost_beside_what_was_lost_before_is_one_hole(tmp_path: Path) -> None:

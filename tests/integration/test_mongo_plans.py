@@ -40,7 +40,7 @@ QUESTIONS: dict[str, Query] = {
     "positions": queries.positions_between(KEYS[0], 0, 500),
     "look-up": queries.by_identities([KEYS[0]], IDENTITIES),
     "look-up of a spread stream": queries.by_identities(KEYS[:2], IDENTITIES),
-    "find with source": queries.by_identity(KEYS, IDENTITIES[1]),
+    "find with source": queries.by_prefix(KEYS, IDENTITIES[1], limit=len(KEYS)),
     "find without": queries.by_prefix(KEYS, identity_prefix("s5", "40"), limit=10),
     "start by time": queries.first_since(KEYS[0], 1_700_000_001_500),
     "append time": queries.last_within(KEYS[0], 300, 1500),

@@ -19,7 +19,7 @@ from shared.backends.embedded.schema import OFFSET_BITS, offset_in, partition_at
 from shared.events import attributes_of
 from shared.partitioning import partitions_of_stream
 from shared.position import Epoch
-from shared.records import Record, identity_of
+from shared.records import Record, prefixes_of
 from shared.recovered import Findings
 
 
@@ -202,8 +202,8 @@ def _sound(place: int, body: bytes) -> list[Record] | None:
         records = decode_batch(body)
         for number, record in enumerate(records):
             attributes = attributes_of(record)
-            identity = identity_of(record.stream, str(attributes["source"]), str(attributes["id"]))
-            if place_of(record.partition, record.offset) != place + number or record.identity != identity:
+            known = prefixes_of(record.stream, str(attributes["id"]), str(attributes["source"]))
+            if place_of(record.partition, record.offset) != place + number or record.identity not in known:
                 return None
             _json.decode(record.value)
     except (msgspec.MsgspecError, ValueError, KeyError, TypeError, IndexError):

@@ -20,7 +20,7 @@ APPLICATION_ID: Final = 0x63_64_72_73
 """``cdrs`` in ASCII, in the header of both files (https://sqlite.org/fileformat2.html, offset 68)."""
 
 LOG_FILE: Final = "log.db"
-LOG_FORMAT: Final = 2
+LOG_FORMAT: Final = 3
 """Version of the log's tables, in the header as ``user_version``. A newer one is refused, an older one upgraded."""
 _SINCE_2: Final = """
 -- What retention has deleted of a partition: everything below ``floor``, which is also the end where nothing is kept.
@@ -48,7 +48,10 @@ CREATE TABLE epochs(
 -- Offsets that were lost by damage, from the place on up to the offset ``stop``.
 CREATE TABLE holes(place INTEGER PRIMARY KEY, stop INTEGER NOT NULL) STRICT;
 """
-LOG_UPGRADES: Final = {1: _SINCE_2}
+_SINCE_3: Final = (
+    "-- No table differs: identities do (`shared.records.identity_of`), and whoever knows no 3 would not find them."
+)
+LOG_UPGRADES: Final = {1: _SINCE_2, 2: _SINCE_3}
 """Format → the statements that make the next one of it."""
 LOG_TABLES: Final = (
     """

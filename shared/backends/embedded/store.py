@@ -14,7 +14,6 @@ from shared.backends.embedded.reading import (
     read_append_time,
     read_by_prefix,
     read_ends,
-    read_identities,
     read_offset_at,
     read_originals,
     read_places,
@@ -36,8 +35,7 @@ from shared.records import (
     PageQuery,
     Record,
     StreamInfo,
-    identity_of,
-    identity_prefix,
+    prefixes_of,
 )
 
 SCAN_BYTES: Final = 16 * 1024 * 1024
@@ -230,12 +228,10 @@ class _PageReader:
 
 
 def _find(db: Database, stream: str, event_id: str, source: str | None) -> list[Record]:
-    if source is None:
-        places = read_by_prefix(db, identity_prefix(stream, event_id), limit=MAX_FOUND)
-    else:
-        places = list(read_identities(db, [identity_of(stream, source, event_id)]).values())
+    prefixes = prefixes_of(stream, event_id, source)
+    places = [place for prefix in prefixes for place in read_by_prefix(db, prefix, limit=MAX_FOUND)]
     found = read_places(db, places)
-    return [found[place] for place in sorted(found)]
+    return [found[place] for place in sorted(found)][:MAX_FOUND]
 
 
 def _lookup(db: Database, events: Sequence[NewEvent]) -> dict[bytes, Duplicate]:

@@ -30,7 +30,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from shared.position import Epoch
-from shared.records import FeedBatch, Record, StreamInfo, fingerprint
+from shared.records import IDENTITY_BYTES, FeedBatch, Record, StreamInfo, fingerprint
 
 Document = dict[str, Any]
 
@@ -52,8 +52,6 @@ SHARD_KEYS: Final[Mapping[str, Mapping[str, int]]] = {EVENTS: {"p": 1}, STREAMS:
 
 _OFFSET_BYTES: Final = 7
 _PREFIX_BYTES: Final = 9
-_SOURCE_BYTES: Final = 8
-_END_OF_SOURCES: Final = b"\xff" * _SOURCE_BYTES
 
 
 def partition_key(epoch: Epoch, partition: int) -> bytes:
@@ -150,8 +148,9 @@ def becoming_shadow(until_ms: int) -> list[Document]:
 
 
 def prefix_bounds(prefix: bytes) -> tuple[bytes, bytes]:
-    """First and last identity with this prefix (`shared.records.identity_prefix`)."""
-    return prefix + bytes(_SOURCE_BYTES), prefix + _END_OF_SOURCES
+    """First and last identity with this prefix (`shared.records.prefixes_of`)."""
+    left = IDENTITY_BYTES - len(prefix)
+    return prefix + bytes(left), prefix + b"\xff" * left
 
 
 # --- streams ---------------------------------------------------------------------------------------

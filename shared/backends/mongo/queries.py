@@ -78,14 +78,8 @@ def by_identities(partitions: Sequence[bytes], identities: Sequence[bytes]) -> Q
     return Query(EVENTS, wanted, BY_IDENTITY, projection={"_id": 1, "i": 1, "t": 1, "w": 1, "h": 1})
 
 
-def by_identity(partitions: Sequence[bytes], identity: bytes) -> Query:
-    """The record with this identity."""
-    wanted = {"p": _any_of(partitions), "i": identity, "s": {"$exists": True}}
-    return Query(EVENTS, wanted, BY_IDENTITY, limit=len(partitions))
-
-
 def by_prefix(partitions: Sequence[bytes], prefix: bytes, *, limit: int) -> Query:
-    """Records whose identity begins so."""
+    """Records whose identity begins so, or is this one."""
     low, high = prefix_bounds(prefix)
     wanted = {"p": _any_of(partitions), "i": {"$gte": low, "$lte": high}, "s": {"$exists": True}}
     return Query(EVENTS, wanted, BY_IDENTITY, limit=limit)

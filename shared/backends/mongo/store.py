@@ -42,8 +42,7 @@ from shared.records import (
     Record,
     StreamInfo,
     fingerprint,
-    identity_of,
-    identity_prefix,
+    prefixes_of,
 )
 
 MAX_FOUND = 10
@@ -223,12 +222,11 @@ class MongoStore:
 
     async def find(self, stream: str, event_id: str, source: str | None) -> Sequence[Record]:
         """See `EventStore.find`."""
-        if source is None:
-            query = queries.by_prefix(self._keys, identity_prefix(stream, event_id), limit=MAX_FOUND)
-        else:
-            query = queries.by_identity(self._keys, identity_of(stream, source, event_id))
-        documents = await self._calls.read(lambda: fetch(self._database, query))
-        records = [record for record in map(record_of, documents) if record is not None]
+        records: list[Record] = []
+        for prefix in prefixes_of(stream, event_id, source):
+            query = queries.by_prefix(self._keys, prefix, limit=max(MAX_FOUND, len(self._keys)))
+            documents = await self._calls.read(lambda query=query: fetch(self._database, query))  # type: ignore[misc]
+            records += [record for record in map(record_of, documents) if record is not None]
         if records:
             await self._floors.read(*{record.partition for record in records})
         floors = self._floors.known
@@ -236,7 +234,7 @@ class MongoStore:
             r for r in records if floors[r.partition] <= r.offset < await self._checkpoint(r.partition, r.offset + 1)
         ]
         shown.sort(key=lambda record: (record.partition, record.offset))
-        return shown[:1] if source is not None else shown
+        return shown[: 1 if source is not None else MAX_FOUND]
 
     async def lookup(self, partition: int, events: Sequence[NewEvent]) -> Mapping[bytes, Duplicate]:
         """See `EventStore.lookup`."""
