@@ -9,40 +9,34 @@ happens while a sweep runs is joined into the next one: the busier it gets, the 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gateway.compression import Compression
 from gateway.gaps import losses
+from gateway.heartbeats import Heartbeats
 from gateway.loop_share import LoopShare
 from gateway.publishing import Pause, Publisher
 from gateway.stalls import StallWatch
-from gateway.subscriber import FRAMED, PLAIN, Subscriber
+from gateway.subscriber import PLAIN, Subscriber
 from gateway.view_index import Kind, ViewIndex
-from gateway.views import Selection, View, http_chunk
-from gateway.wheel import SPOKES, Wheel
+from gateway.views import Selection, View
 from shared.clock import Clock
 from shared.descriptors import room
-from shared.position import CursorWriter, Epoch, cursor_after
+from shared.position import CursorWriter, Epoch, PartitionCursors
 from shared.records import FeedBatch, Record
 from shared.ring import PartitionRing
 from shared.settings import SseSettings
-from shared.sse import DEFAULT_SHAPE, Shape, bye_block, cursor_block, event_block, stamp_members
+from shared.sse import DEFAULT_SHAPE, Shape, bye_block, event_block, stamp_members
 from shared.timestamps import rfc3339
 
 if TYPE_CHECKING:
     from shared.telemetry import Telemetry
 
-log = logging.getLogger(__name__)
-
 SLICE = 64
 """Subscribers served before the loop may get a turn."""
 WAVES = 20
-
-_Blocks = dict[int, tuple[bytes, bytes, bytes]]
-"""Partition or -1 for the vector → cursor, cursor block, and that as a chunk."""
 
 
 class Hub:
@@ -60,13 +54,14 @@ class Hub:
         self._dirty: dict[View, None] = {}
         self._wake = asyncio.Event()
         self._open: dict[Subscriber, None] = {}
-        self._wheel = Wheel()
         self._share = LoopShare(clock)
         self._farewells = LoopShare(clock)
         self._vector: CursorWriter | None = None
+        self._cursors: dict[int, PartitionCursors] = {}
         self._publisher = Publisher(
             self._index, clock, telemetry, made=self._made, dirty=self._dirty, woken=self._wake.set
         )
+        self._heartbeats = Heartbeats(settings.heartbeat, clock, self._publisher, self._open, self.say_bye)
         self.rings: dict[int, PartitionRing] = {}
         """Partition → its latest records; what resuming readers get without asking a node."""
         self.draining = False
@@ -80,6 +75,7 @@ class Hub:
         """Begin at these offsets; called once, before the first batch. ``recent``: per partition what stands right
         before them, for those who resume from there."""
         self._vector = CursorWriter(epoch, positions)
+        self._cursors = {partition: PartitionCursors(epoch, partition) for partition in positions}
         self._publisher.start(self._vector)
         recent = recent or {}
         for partition, offset in positions.items():
@@ -118,8 +114,8 @@ class Hub:
 
     def _made(self, vector: CursorWriter, record: Record, kind: Kind) -> tuple[bytes, bytes]:
         """An event's frame and cursor for views of one kind."""
-        epoch, (is_vector, shape) = vector.epoch, kind
-        cursor = vector.bytes() if is_vector else cursor_after(epoch, record.partition, record.offset).encode()
+        is_vector, shape = kind
+        cursor = vector.bytes() if is_vector else self._cursors[record.partition].bytes_at(record.offset + 1)
         return self.frame(record, cursor, shape), cursor
 
     def frame(self, record: Record, cursor: bytes, shape: Shape) -> bytes:
@@ -157,7 +153,7 @@ class Hub:
         if subscriber.gzip is not None:
             self._compression.count_reader(1)
         self._telemetry.connections(len(self._open))
-        self._wheel.park(subscriber, SPOKES)
+        self._heartbeats.begin(subscriber)
 
     def close(self, subscriber: Subscriber, reason: str) -> None:
         """Count it out, with the reason for the metric. Idempotent."""
@@ -166,7 +162,7 @@ class Hub:
             return
         if subscriber.gzip is not None:
             self._compression.count_reader(-1)
-        self._wheel.remove(subscriber)
+        self._heartbeats.end(subscriber)
         self._telemetry.connections(len(self._open))
         self._telemetry.closed(reason)
 
@@ -219,10 +215,7 @@ class Hub:
         if view.window is not None:
             view.window.advance(view, now, self._settings.write_bytes)
         joined = view.joined(subscriber.seq, max_bytes=self._settings.write_bytes, form=subscriber.form)
-        subscriber.seq = joined.next_seq
-        subscriber.cursor = joined.cursor
-        subscriber.wrote = now
-        subscriber.write(joined.chunk)
+        subscriber.give(joined, now)
         self._telemetry.delivered(joined.events)
         if subscriber.seq < view.end and subscriber.ready:
             self._again(view)
@@ -235,7 +228,7 @@ class Hub:
             self._group = group
             group.create_task(self._publisher.run(), name="hub-publish")
             group.create_task(self._sweep_forever(), name="hub-sweep")
-            group.create_task(self._turn_forever(), name="hub-wheel")
+            group.create_task(self._heartbeats.run(), name="hub-heartbeats")
             group.create_task(self.stalls.run(), name="hub-stalls")
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -249,13 +242,30 @@ class Hub:
             self._wake.clear()
             dirty = list(self._dirty)
             self._dirty.clear()
-            served = 0
+            served, delivered, now = 0, 0, self._clock.monotonic()
             for view in dirty:
                 served += len(view.subscribers)
                 if served > SLICE:  # many views of few are as much as one of many
                     served = len(view.subscribers)
                     await self._share.slice_done()
-                await self._sweep(view)
+                    now = self._clock.monotonic()
+                if len(view.subscribers) == 1 and (events := self._serve_only_one(view, now)):
+                    delivered += events
+                else:
+                    await self._sweep(view)
+            self._telemetry.delivered(delivered)
+
+    def _serve_only_one(self, view: View, now: float) -> int:
+        """What a sweep does, for a view with one reader who is where most are: at its end but for what has just come.
+        Returns how many events that were; 0 where it is not as simple. Streams for one user each are such views."""
+        (subscriber,) = view.subscribers
+        if subscriber.seq != view.first or not subscriber.live or not subscriber.ready:
+            return 0
+        joined = view.taken_by_one(max_bytes=self._settings.write_bytes, form=subscriber.form)
+        if joined is None:
+            return 0
+        subscriber.give(joined, now)
+        return joined.events
 
     async def _sweep(self, view: View) -> None:
         # Who joins meanwhile may stand below: the view itself knows of them.
@@ -281,12 +291,8 @@ class Hub:
         first = view.first
         for subscriber in subscribers:
             seq = subscriber.seq
-            if (
-                seq < end
-                and subscriber.live
-                and subscriber.view is view
-                and (subscriber.socket >= 0 or subscriber.writer.ready)
-            ):
+            is_due = seq < end and subscriber.live and subscriber.view is view
+            if is_due and (subscriber.socket >= 0 or subscriber.writer.ready):
                 if seq != at or subscriber.form != form:
                     if seq < first:
                         self._lose(subscriber)
@@ -314,48 +320,7 @@ class Hub:
         self.detach(subscriber)
         subscriber.writer.lag()
 
-    # --- heartbeats, rotation, drain --------------------------------------------------------------
-
-    async def _turn_forever(self) -> None:
-        tick = self.heartbeat / SPOKES
-        while True:
-            await asyncio.sleep(tick)
-            due = self._wheel.turn()
-            blocks: _Blocks = {}
-            for count, subscriber in enumerate(due, 1):
-                if subscriber in self._open:
-                    self._visit(subscriber, tick, blocks)
-                if count % SLICE == 0:
-                    blocks.clear()
-                    await asyncio.sleep(0)
-
-    def _visit(self, subscriber: Subscriber, tick: float, blocks: _Blocks) -> None:
-        now = self._clock.monotonic()
-        if now >= subscriber.expires:
-            self.say_bye(subscriber, "rotate")
-            return
-        idle = now - subscriber.wrote
-        wait = self.heartbeat - idle
-        if wait > tick / 2:
-            self._wheel.park(subscriber, round(wait / tick))
-            return
-        self._wheel.park(subscriber, SPOKES)
-        view = subscriber.view
-        if view is None or not subscriber.live or not subscriber.ready or subscriber.seq != view.end:
-            return
-        if self._publisher.owes(view):  # it has more to come than that
-            return
-        where = -1 if view.selection.vector else view.selection.partitions[0]
-        known = blocks.get(where)
-        if known is None:
-            cursor = self._publisher.cursor_now(view.selection)
-            known = blocks[where] = (cursor, cursor_block(cursor), http_chunk(cursor_block(cursor)))
-        subscriber.cursor, block, chunk = known
-        subscriber.wrote = now
-        if subscriber.gzip is not None:
-            block = subscriber.coded(block)
-            chunk = http_chunk(block)
-        subscriber.write(chunk if subscriber.form & FRAMED else block)
+    # --- rotation, drain -------------------------------------------------------------------------
 
     def jittered_retry(self) -> int:
         """A reconnect delay in milliseconds: half to one and a half of the setting."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from gateway.gzip_body import HEADER, GzipBody, stored
 
 if TYPE_CHECKING:
-    from gateway.views import View
+    from gateway.views import Joined, View
 
 PLAIN, FRAMED, STORED, DEFLATED = 0, 1, 2, 4
 """The forms of what a view gives out, as bits: FRAMED as chunks of an HTTP/1.1 body; STORED and DEFLATED (one of them)
@@ -100,6 +100,11 @@ class Subscriber:
                 return
             chunk = chunk[sent:]
         self.writer.write(chunk)
+
+    def give(self, joined: Joined, now: float) -> None:
+        """Send what its view has joined for its place. Only when ``ready``."""
+        self.seq, self.cursor, self.wrote = joined.next_seq, joined.cursor, now
+        self.write(joined.chunk)
 
     def first(self, blocks: bytes) -> bytes:
         """The first bytes of its answer, in the answer's coding."""

@@ -55,6 +55,8 @@ class Joined(NamedTuple):
 
 def http_chunk(*parts: bytes) -> bytes:
     """Bytes as one chunk of an HTTP/1.1 body (RFC 9112, section 7.1); there must be some."""
+    if len(parts) == 1:
+        return b"%x\r\n%b\r\n" % (len(parts[0]), parts[0])
     return b"".join((b"%x\r\n" % sum(map(len, parts)), *parts, b"\r\n"))
 
 
@@ -134,6 +136,21 @@ class View:
         chunk = http_chunk(text) if form & FRAMED else text
         join = self._joins[seq, form] = Joined(chunk, after, self._cursors[after - 1 - self.first], after - seq)
         return join
+
+    def taken_by_one(self, *, max_bytes: int, form: int) -> Joined | None:
+        """All frames as one write, and forgotten, for a view's only reader, who stands before the first of them. None
+        where that is not all there is to it: a share of a compressor, frames that are held, or more than one write."""
+        frames = self._frames
+        if not frames or form & ~FRAMED or self._held is not None or self._size > max_bytes:
+            return None
+        text = frames[0] if len(frames) == 1 else b"".join(frames)
+        after = self.first + len(frames)
+        joined = Joined(http_chunk(text) if form & FRAMED else text, after, self._cursors[-1], len(frames))
+        self.first = self._joined_low = after
+        self._frames, self._cursors, self._size = [], [], 0
+        if self._joins:
+            self._joins.clear()
+        return joined
 
     def hold(self, owner: object, seq: int) -> None:
         """Keep frames from here on for those who may join there, within bounds, until `release`."""

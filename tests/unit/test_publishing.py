@@ -236,7 +236,7 @@ async def test_whatever_happens_in_between_everybody_gets_each_event_once(
                 reader.join(log)
             elif act < 0.75:
                 reader.subscriber.wrote = -1e9
-                hub._visit(reader.subscriber, 1.0, {})  # a heartbeat, which tells where it stands
+                hub._heartbeats._visit(reader.subscriber, 1.0, {})  # a heartbeat, which tells where it stands
             else:
                 reader.ready = not reader.ready
                 hub.service(reader.subscriber)
