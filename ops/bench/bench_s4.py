@@ -44,7 +44,7 @@ def run(runs: int) -> Result:
         f"F {text['F']}; B0 {text['B0']}",
         f"p99 <= {LIMIT_MS} ms at <= {LIMIT_CORE:.0%} of the core",
         [f"one event a second to each of {SUBSCRIBERS:,} private streams and {SUBSCRIBERS // GROUP:,} groups",
-         f"{SUBSCRIBERS + SUBSCRIBERS // GROUP:,} events/s in, {2 * SUBSCRIBERS:,} deliveries/s out",
+         f"{SUBSCRIBERS + SUBSCRIBERS // GROUP:,} events/s in, {2 * SUBSCRIBERS:,} deliveries/s out; ids are UUIDs of version 7",
          f"as NDJSON over one connection; {CHURN} connects a second, each for 3 s",
          "every event is stored with fsync first (B0 stores nothing; F looks for the stream's name and sends)",
          "core: CPU of the server per second, publishing and storing included; all: every delivery, once, in order",

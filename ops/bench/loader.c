@@ -59,8 +59,7 @@ struct publisher {
 };
 
 static int port, wanted, opened, lost, guests_opened;
-static const char *events_path, *post_path, *batch_path, *mark;
-static const char *headers = "Content-Type: application/json\r\n", *before = "", *after = "";
+static const char *mark;
 static unsigned body_bytes;
 static struct client *clients;
 static uint64_t deliveries, disorder, bytes_read, longest, guest_deliveries;
@@ -212,6 +211,26 @@ static void answered(int fd, struct publisher *self) {
     self->requests++;
 }
 
+/* --- main --- */
+
+static void turn(int epoll, int timeout) {
+    struct epoll_event events[512];
+    int count = epoll_wait(epoll, events, 512, timeout);
+    for (int i = 0; i < count; i++)
+        if (events[i].data.ptr != NULL) drain(events[i].data.ptr, epoll);
+}
+
+static double cpu_seconds(void) {
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    return (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
+           (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
+}
+
+#ifndef PART_OF_MANY
+static const char *events_path, *post_path, *batch_path;
+static const char *headers = "Content-Type: application/json\r\n", *before = "", *after = "";
+
 static void *publish(void *of) {
     struct publisher *self = of;
     int fd = dial(0);
@@ -268,23 +287,6 @@ static void *publish(void *of) {
     return NULL;
 }
 
-/* --- main --- */
-
-static void turn(int epoll, int timeout) {
-    struct epoll_event events[512];
-    int count = epoll_wait(epoll, events, 512, timeout);
-    for (int i = 0; i < count; i++)
-        if (events[i].data.ptr != NULL) drain(events[i].data.ptr, epoll);
-}
-
-static double cpu_seconds(void) {
-    struct rusage used;
-    getrusage(RUSAGE_SELF, &used);
-    return (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
-           (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
-}
-
-#ifndef PART_OF_MANY
 static void open_some(int epoll) {
     static int dialled;
     char request[1024];

@@ -12,7 +12,8 @@
 
 enum { PRIVATE, GROUP_OF, GUESTS = 4096 };
 #define GUEST_SECONDS 3
-#define LINE "{\"specversion\":\"1.0\",\"id\":\"%u-%c%d\",\"source\":\"/bench\",\"type\":\"many\",\"cdrsstream\":\"%s.%d\",\"data\":"
+#define UUID7 "%08x-%04x-7%03x-8%03x-%012x" /* RFC 9562, 5.7, as the server makes its own */
+#define LINE "{\"specversion\":\"1.0\",\"id\":\"" UUID7 "\",\"source\":\"/bench\",\"type\":\"many\",\"cdrsstream\":\"%s.%d\",\"data\":"
 
 static int group_size, churn;
 static uint32_t first_round;
@@ -36,7 +37,11 @@ static int line_of(char *to, uint64_t event, uint64_t due) {
     unsigned at = (unsigned)(event % in_round), group = at / per_group, member = at % per_group;
     int is_group = member == (unsigned)group_size;
     int number = is_group ? (int)group : (int)(group * (unsigned)group_size + member);
-    int n = sprintf(to, LINE, round, is_group ? 'g' : 'p', number, is_group ? "group" : "many", number);
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    uint64_t ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+    int n = sprintf(to, LINE, (unsigned)(ms >> 16), (unsigned)(ms & 0xffff), round & 0xfff, (unsigned)is_group,
+                    (unsigned)number, is_group ? "group" : "many", number);
     int begin = n;
     n += sprintf(to + n, STAMPED, round, is_group ? GROUP_OF : PRIVATE, (unsigned long long)due);
     memset(to + n, 'x', body_bytes - (size_t)(n - begin) - 2);
