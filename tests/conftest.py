@@ -1,16 +1,18 @@
-"""Marks the tests that use the engines: those of files whose imports reach `engine_set`.
+"""Marks the tests that use the engines: those of files whose imports reach `engine_set`. And chooses the write path.
 
-Some of them kill the servers that all of them share, so they run one after the other, in one process; all others can
-run beside them.
+Some of the former kill the servers that all of them share, so they run one after the other, in one process; all others
+can run beside them.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+from cdrs_process import WRITE_PATHS, CdrsProcess
 
 TESTS = Path(__file__).parent
 SUPPORT = TESTS / "support"
@@ -45,3 +47,12 @@ def uses_engines(path: Path) -> bool:
 def pytest_itemcollected(item: pytest.Item) -> None:
     if uses_engines(item.path):
         item.add_marker("engines")
+
+
+@pytest.fixture(scope="module", params=WRITE_PATHS)
+def write_path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How gateways put streams to their readers. Processes get it by themselves, other servers are given it."""
+    path: str = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CdrsProcess, "write_path", path)
+        yield path

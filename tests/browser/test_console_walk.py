@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from cdrs_process import CdrsProcess
 from webdriver import WebDriver, available
+from write_paths import portable_slow
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(150)]
 
 
+@portable_slow
 def test_console_walk(tmp_path: Path) -> None:
     if not available():
         if os.environ.get("CDRS_REQUIRE_BROWSERS"):

@@ -22,6 +22,7 @@ from exactly_once import check_exactly_once
 from logging_proxy import LoggingProxy
 from sample import load_sample, stream_of
 from sse_socket import Block
+from write_paths import each_path, portable_slow
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
@@ -89,6 +90,17 @@ def cors(pages: PageServer) -> dict[str, str]:
     return {"CDRS_GATEWAY__CORS_ORIGINS": json.dumps([pages.origin])}
 
 
+@each_path
+@pytest.mark.parametrize(
+    ("browser", "write_path"),
+    [
+        ("chromium", "fast"),
+        ("chromium", "portable"),
+        ("firefox", "fast"),
+        pytest.param("firefox", "portable", marks=pytest.mark.slow),
+    ],
+    indirect=True,
+)
 def test_live_edits_over_a_gateway_restart(browser: str, tmp_path: Path) -> None:
     """A page of another origin. Firefox closes its `EventSource` for good if a reconnect is refused, so this also shows
     that the port stays open while there is no gateway."""
@@ -116,6 +128,7 @@ def test_live_edits_over_a_gateway_restart(browser: str, tmp_path: Path) -> None
         assert not pages.of("cdrs.gap")
 
 
+@portable_slow
 def test_cut_before_the_first_event(browser: str, tmp_path: Path) -> None:
     """A page of another origin, so that it also shows that neither the request nor its resuming needs a preflight."""
     lines = load_sample().lines[:40]

@@ -19,6 +19,7 @@ from browsers import BROWSERS, Browser, PageServer, find
 from cdrs_process import CdrsProcess, request
 from sample import load_sample
 from sse_socket import Subscriber
+from write_paths import portable_slow
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -61,6 +62,7 @@ def metric(port: int, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
 
 
+@portable_slow
 @pytest.mark.parametrize(
     ("name", "joins"),
     [("chromium", 40), *(pytest.param(name, 3000, marks=pytest.mark.slow) for name in sorted(BROWSERS))],

@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT)]
 
+from cdrs_process import WRITE_PATHS  # noqa: E402
 from faults.nemesis import FAULTS  # noqa: E402
 from faults.suite import Progress, Run, run, steps, table, write_summary  # noqa: E402
 from faults.systems import CannotRun, Distributed, System  # noqa: E402
@@ -55,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=_seconds, metavar="S", help="how long to hurt (default: each fault once), "
                         f"or to simulate (default {SIMULATED:g})")  # fmt: skip
     parser.add_argument("--profile", choices=PROFILES, default="embedded", help="default: %(default)s")
+    parser.add_argument("--write-path", choices=WRITE_PATHS, default=WRITE_PATHS[0],
+                        help="how gateways put streams to subscribers (default: %(default)s)")  # fmt: skip
     parser.add_argument("--simulate", action="store_true", help="schedules in the simulation instead of processes")
     parser.add_argument("--set", default="faults", metavar="NAME", help="set of engines for the distributed profile; "
                         "its servers are killed (default: %(default)s)")  # fmt: skip
@@ -106,25 +109,26 @@ def _inject(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     folder = (options.out or ROOT / "fault-runs" / f"{stamp}-{options.profile}-seed{seed}").absolute()
     if folder.exists() and any(folder.iterdir()):
         parser.error(f"{folder} is not empty")
-    own_clock = "F36" in names
+    path, own_clock = options.write_path, "F36" in names
     system = (
-        Distributed(folder / "system", options.set, own_clock=own_clock)
+        Distributed(folder / "system", options.set, write_path=path, own_clock=own_clock)
         if options.profile == "distributed"
-        else System(folder / "system", own_clock=own_clock)
+        else System(folder / "system", write_path=path, own_clock=own_clock)
     )
     progress = Progress()
     try:
         outcome = run(system, names=names, seed=seed, seconds=options.seconds or 0.0, folder=folder, tell=progress)
     finally:
         progress.end()
-    write_summary(outcome, folder, options.profile)
+    write_summary(outcome, folder, system)
     return _report(outcome, folder, options)
 
 
 def _report(outcome: Run, folder: Path, options: argparse.Namespace) -> int:
     print(table(outcome))
     print()
-    print(f"profile {options.profile}, seed {outcome.seed}, {len(outcome.figures)} faults in {outcome.seconds:.0f} s, "
+    print(f"profile {options.profile}, write path {options.write_path}, seed {outcome.seed}, "
+          f"{len(outcome.figures)} faults in {outcome.seconds:.0f} s, "
           f"{outcome.connections} connections of subscribers")  # fmt: skip
     for line in steps(outcome):
         print(line)
@@ -135,7 +139,8 @@ def _report(outcome: Run, folder: Path, options: argparse.Namespace) -> int:
     print(f"histories: {shown}")
     if not outcome.verdict.ok:
         which = f" --faults {','.join(options.faults)}" if options.faults else ""
-        print(f"again: scripts/faults --profile {options.profile} --seed {outcome.seed}{which}")
+        print(f"again: scripts/faults --profile {options.profile} --write-path {options.write_path} "
+              f"--seed {outcome.seed}{which}")  # fmt: skip
     if outcome.is_broken_off:
         return 130
     return 0 if outcome.verdict.ok else 1

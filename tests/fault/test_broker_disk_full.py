@@ -22,6 +22,7 @@ from engine_place import own_place
 from engine_set import EngineSet, engine_url
 from ledger_load import LedgerLoad
 from small_disk import fill, small_disk
+from write_paths import each_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -102,6 +103,7 @@ def place(folder: Path) -> Iterator[Place]:
         yield Place(brokers, disks, engines.topic, cdrs, load)
 
 
+@each_path
 def test_the_disk_of_one_broker_then_of_all_is_full(tmp_path: Path) -> None:
     engine_url("kafka")  # skips where no engines are wanted
     with place(tmp_path) as it:

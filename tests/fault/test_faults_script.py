@@ -39,6 +39,7 @@ def faults(*words: str, timeout: float = 110) -> subprocess.CompletedProcess[str
         (["--faults", ","], "unknown list; known are F1"),
         (["--faults", "F14"], "F14 cannot happen on the embedded profile; there are F1, F2, F3"),
         (["--profile", "cloud"], "invalid choice: 'cloud'"),
+        (["--write-path", "auto"], "invalid choice: 'auto'"),
         (["--seconds", "0"], "seconds are a number above 0"),
         (["--seconds", "soon"], "seconds are a number above 0"),
         (["--profile", "distributed", "--set", "default"], "the set 'default' is for everybody"),
@@ -82,18 +83,19 @@ def test_seconds_are_simulated_from_a_seed_on() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_each_fault_of_the_embedded_profile_breaks_no_rule(tmp_path: Path) -> None:
-    done = faults("--seed", "20", "--out", str(tmp_path / "out"), timeout=380)
+def test_each_fault_of_the_embedded_profile_breaks_no_rule(tmp_path: Path, write_path: str) -> None:
+    done = faults("--seed", "20", "--write-path", write_path, "--out", str(tmp_path / "out"), timeout=380)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "no rule broken" in done.stdout
 
 
-def test_a_killed_node_breaks_no_rule_and_the_histories_say_so_again(tmp_path: Path) -> None:
+def test_a_killed_node_breaks_no_rule_and_the_histories_say_so_again(tmp_path: Path, write_path: str) -> None:
     out = tmp_path / "out"
-    done = faults("--seed", "21", "--faults", "F7", "--out", str(out))
+    done = faults("--seed", "21", "--faults", "F7", "--write-path", write_path, "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     summary = json.loads((out / "verdict.json").read_text())
     assert summary["ok"], summary
+    assert summary["write_path"] == write_path
     assert [figure["name"] for figure in summary["figures"]] == ["F7"]
     (step,) = summary["steps"]["F7"]
     assert f"F7 killed at: {step} (1)" in done.stdout

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from embedded_folder import fill
-from following import WAYS
 
 
 @pytest.fixture
@@ -16,8 +15,8 @@ async def filled(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module", params=WAYS)
-def way(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """A write path, and the event loop under it."""
-    found: tuple[str, str] = request.param
-    return found
+@pytest.fixture(scope="module", params=["uvloop", pytest.param("asyncio", marks=pytest.mark.slow)])
+def loop(request: pytest.FixtureRequest) -> str:
+    """The event loop under a server in a thread."""
+    name: str = request.param
+    return name

@@ -14,11 +14,19 @@ from typing import Any
 
 import pytest
 from cdrs_process import CdrsProcess, Finished, client, client_environment, command, free_port, wait_until
+from write_paths import each_path
 
 
 @pytest.fixture(scope="module")
 def cdrs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CdrsProcess]:
     with CdrsProcess(tmp_path_factory.mktemp("cli")).start() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def streaming(write_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CdrsProcess]:
+    """One for those who follow streams."""
+    with CdrsProcess(tmp_path_factory.mktemp(write_path)).start() as running:
         yield running
 
 
@@ -273,32 +281,33 @@ def test_interrupted_pub_is_130_and_goes_on_when_run_again(tmp_path: Path) -> No
 # --- sub ------------------------------------------------------------------------------------------
 
 
-def test_sub_filters_counts_and_shows_events_to_people(cdrs: CdrsProcess) -> None:
+def test_sub_filters_counts_and_shows_events_to_people(streaming: CdrsProcess) -> None:
     for kind, payload in (("a", b"1"), ("b", b'"\\u001b[31mred"')):
         headers = {"ce-specversion": "1.0", "ce-id": kind, "ce-source": "/s", "ce-type": kind}
-        cdrs.publish("cli.sub", payload, **headers)
+        streaming.publish("cli.sub", payload, **headers)
     only = client(
-        cdrs.port, "sub", "cli.sub", "--from", "earliest", "--json", "--count", "1", "--filter",
+        streaming.port, "sub", "cli.sub", "--from", "earliest", "--json", "--count", "1", "--filter",
         '[{"exact":{"type":"b"}}]',
     )  # fmt: skip
     assert lines(only.out)[0]["type"] == "b"
-    shown = client(cdrs.port, "sub", "cli.sub", "--from", "earliest", "--count", "2")
+    shown = client(streaming.port, "sub", "cli.sub", "--from", "earliest", "--count", "2")
     assert shown.out.splitlines()[0].split() == ["cli.sub", "a", "1"]
     assert "\x1b" not in shown.out
 
 
-def test_sub_ends_after_its_duration(cdrs: CdrsProcess) -> None:
-    done = client(cdrs.port, "sub", "cli.nothing.here", "--duration", "0.5")
+def test_sub_ends_after_its_duration(streaming: CdrsProcess) -> None:
+    done = client(streaming.port, "sub", "cli.nothing.here", "--duration", "0.5")
     assert (done.code, done.out) == (0, "")
 
 
-def test_interrupted_sub_is_130(cdrs: CdrsProcess, tmp_path: Path) -> None:
-    with Running(tmp_path, cdrs.port, "sub", ">") as sub:
+def test_interrupted_sub_is_130(streaming: CdrsProcess, tmp_path: Path) -> None:
+    with Running(tmp_path, streaming.port, "sub", ">") as sub:
         wait_until(lambda: "caught-up" in sub.err, 10, "the subscription")
         assert sub.interrupt() == 130
         assert "Traceback" not in sub.err
 
 
+@each_path
 def test_sub_bridges_a_crash_without_a_hole_or_a_repeat(tmp_path: Path) -> None:
     with (
         CdrsProcess(tmp_path / "server").start() as server,
@@ -317,10 +326,10 @@ def test_sub_bridges_a_crash_without_a_hole_or_a_repeat(tmp_path: Path) -> None:
         assert [n for n in got if n % 3 == rest] == list(range(rest, 60, 3))
 
 
-def test_a_closed_pipe_ends_sub_quietly(cdrs: CdrsProcess) -> None:
-    client(cdrs.port, "pub", "cli.pipe", "1", "--count", "500")
+def test_a_closed_pipe_ends_sub_quietly(streaming: CdrsProcess) -> None:
+    client(streaming.port, "pub", "cli.pipe", "1", "--count", "500")
     process = subprocess.Popen(
-        [*command(), "sub", "cli.pipe", "--from", "earliest", "--json"], env=client_environment(cdrs.port),
+        [*command(), "sub", "cli.pipe", "--from", "earliest", "--json"], env=client_environment(streaming.port),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
@@ -328,7 +337,7 @@ def test_a_closed_pipe_ends_sub_quietly(cdrs: CdrsProcess) -> None:
     process.stdout.readline()
     process.stdout.close()
     with process.stderr:
-        client(cdrs.port, "pub", "cli.pipe", "1", "--count", "500")
+        client(streaming.port, "pub", "cli.pipe", "1", "--count", "500")
         assert process.wait(10) == 1
         assert b"Traceback" not in process.stderr.read()
 

@@ -17,6 +17,7 @@ from exactly_once import check_attributes, check_exactly_once
 from producers import BatchProducer, Ledger, NdjsonProducer, OnceProducer, Producer
 from sample import load_sample
 from sse_socket import Block, Subscriber, data_of
+from write_paths import each_path, portable_slow
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -28,6 +29,7 @@ def crash(cdrs: CdrsProcess) -> None:
     cdrs.start()
 
 
+@each_path
 @pytest.mark.parametrize("kills", KILLS)
 def test_crashes_lose_nothing_acknowledged(tmp_path: Path, kills: int) -> None:
     with CdrsProcess(tmp_path / "cdrs").start() as cdrs:
@@ -111,6 +113,7 @@ def check_receipts_hold(cdrs: CdrsProcess, ledgers: list[Ledger]) -> None:
             assert ledger.sent[number - 1] in answer.body, (event_id, answer.body)
 
 
+@portable_slow
 @pytest.mark.parametrize("kills", KILLS)
 def test_pub_run_again_after_each_crash_completes_the_file(tmp_path: Path, kills: int) -> None:
     """A third of the sample by `cdrs pub`; when it gives up because the server is away, it is simply run again."""

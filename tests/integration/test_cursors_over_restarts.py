@@ -13,6 +13,7 @@ import pytest
 from cdrs_process import CdrsProcess
 from engine_nodes import engine_variables
 from sse_socket import Block, Subscriber
+from write_paths import each_path
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -72,6 +73,7 @@ def everything(count: int) -> set[tuple[str, int]]:
     return {(stream, number) for stream in (ONE, WIDE) for number in range(count)}
 
 
+@each_path
 async def test_all_kinds(tmp_path: Path, variables: dict[str, str]) -> None:
     with CdrsProcess(tmp_path / "before", ["--data", str(tmp_path / "data")], env=variables).start(timeout=90) as cdrs:
         json_type = {"content-type": "application/json"}

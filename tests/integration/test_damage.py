@@ -11,6 +11,7 @@ from cdrs_process import CdrsProcess, wait_until
 from engine_nodes import engine_variables
 from mongo_adapter import plain_client
 from sse_socket import Subscriber, data_of
+from write_paths import portable_slow
 
 from shared.backends.mongo.documents import partition_key, position_key
 from shared.position import Epoch
@@ -36,6 +37,7 @@ def gaps_of(reader: Subscriber) -> list[dict[str, Any]]:
     return [json.loads(block.data) for block in reader.controls if block.event == b"cdrs.gap"]
 
 
+@portable_slow
 async def test_what_has_vanished_is_told(tmp_path: Path) -> None:
     async with engine_variables() as env:
         small = {"CDRS_NODE__RING_RECORDS": "16", "CDRS_SSE__RING_RECORDS": "16"}

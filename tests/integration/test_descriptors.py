@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cdrs_process import CdrsProcess, request, wait_until
+from write_paths import each_path
 
 from gateway.accepting import ACCEPTS_A_TURN
 from shared.descriptors import Room, room
@@ -66,6 +67,7 @@ class Client:
         self._socket.close()
 
 
+@each_path
 def test_the_newest_are_refused_in_band_and_the_rest_is_unharmed(cdrs: CdrsProcess) -> None:
     with ExitStack() as stack:
         clients = [Client(cdrs.port, stack) for _ in range(LIMIT + 50)]

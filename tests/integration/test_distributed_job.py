@@ -39,6 +39,7 @@ from wikipedia_job import (
     start_pub,
     wait_for_marker,
 )
+from write_paths import portable_slow
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -73,6 +74,7 @@ def sample(tmp_path: Path) -> Sample:
 Fault = tuple[str, Callable[[], object]]
 
 
+@portable_slow
 def test_whole_sample_survives_killed_nodes_and_engines(tmp_path: Path, sample: Sample, engines: Engines) -> None:
     expendable()
     with Deployment(tmp_path / "cdrs", engines.env) as cdrs:
@@ -87,6 +89,7 @@ def test_whole_sample_survives_killed_nodes_and_engines(tmp_path: Path, sample: 
     check_log_and_store(engines, sample)
 
 
+@portable_slow
 @pytest.mark.slow
 def test_gateways_and_nodes_keep_nothing(tmp_path: Path, sample: Sample, engines: Engines) -> None:
     """They have no place to write to, and every one of them is replaced, one by one, by a fresh one on another port."""

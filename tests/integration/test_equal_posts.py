@@ -12,6 +12,7 @@ from cdrs_process import CdrsProcess
 from engine_nodes import engine_variables
 from raw_http import Answer, connected, request_bytes
 from sse_socket import Subscriber, data_of
+from write_paths import portable_slow
 
 EQUAL = 1000
 BODY = b'{"n":1}'
@@ -53,6 +54,7 @@ async def all_at_once(gateways: tuple[CdrsProcess, CdrsProcess], requests: list[
         return list(await asyncio.gather(*[connection.answer() for connection in connections]))
 
 
+@portable_slow
 async def test_equal_posts_at_once_are_one_event(gateways: tuple[CdrsProcess, CdrsProcess]) -> None:
     with Subscriber(gateways[0].port, "orders", params={"from": "earliest"}) as reader:
         answers = await all_at_once(gateways, [post("same")] * EQUAL)

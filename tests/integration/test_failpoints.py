@@ -62,7 +62,9 @@ class Profile:
 
 
 @pytest.fixture(scope="module", params=["embedded", pytest.param("engines", marks=pytest.mark.slow)])
-def profile(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Profile]:
+def profile(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, write_path: str
+) -> Iterator[Profile]:
     folder = tmp_path_factory.mktemp(request.param)
     with ExitStack() as stack:
         if request.param == "embedded":

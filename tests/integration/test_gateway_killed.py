@@ -18,6 +18,7 @@ import pytest
 from cdrs_process import CdrsProcess, request
 from engine_nodes import engine_variables
 from sse_socket import BodyReader, EventStreamParser
+from write_paths import each_path
 
 KILLS = int(os.environ.get("CDRS_TEST_GATEWAY_KILLS", "1"))
 pytestmark = [pytest.mark.timeout(150 + 60 * KILLS), pytest.mark.slow]
@@ -160,6 +161,7 @@ def metrics(port: int) -> Mapping[str, float]:
     return {name: float(value) for name, _, value in rows}
 
 
+@each_path
 @pytest.mark.parametrize("profile", ["embedded", "engines"])
 async def test_2000_streams_of_a_killed_gateway_come_back_and_miss_nothing(tmp_path: Path, profile: str) -> None:
     async with AsyncExitStack() as stack:

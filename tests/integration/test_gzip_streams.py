@@ -24,16 +24,10 @@ from services.cli.sse_client import Reconnect, Subscription
 READERS = 3
 
 
-@pytest.fixture(scope="module", params=["fast", "portable"])
-def way(request: pytest.FixtureRequest) -> str:
-    path: str = request.param
-    return path
-
-
 @pytest.fixture(scope="module")
-def server(way: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedServer]:
+def server(write_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedServer]:
     folder = tmp_path_factory.mktemp("gzip")
-    manners = {"heartbeat": 0.5, "compression_readers": READERS, "write_path": way, "backlog_bytes": 65_536}
+    manners = {"heartbeat": 0.5, "compression_readers": READERS, "write_path": write_path, "backlog_bytes": 65_536}
     with threaded_server(folder, loop="uvloop", **manners) as running:
         yield running
 
@@ -194,8 +188,8 @@ def test_a_crowd_costs_a_third_of_the_bytes(server: ThreadedServer) -> None:
             reader.close()
 
 
-def test_a_rotated_stream_ends_with_a_whole_member(way: str, tmp_path: Path) -> None:
-    manners = {"heartbeat": 0.2, "max_age": 1.0, "compression_readers": 1, "write_path": way}
+def test_a_rotated_stream_ends_with_a_whole_member(write_path: str, tmp_path: Path) -> None:
+    manners = {"heartbeat": 0.2, "max_age": 1.0, "compression_readers": 1, "write_path": write_path}
     with (
         threaded_server(tmp_path, loop="uvloop", **manners) as brief,
         closing(Follower(brief.port, "gz.brief")) as follower,
@@ -219,12 +213,13 @@ def test_head_tells_the_coding_and_opens_nothing(server: ThreadedServer) -> None
     assert metric(server, "cdrs_sse_connections ") == 0
 
 
-def test_curl_reads_it_to_the_end(tmp_path: Path) -> None:
+def test_curl_reads_it_to_the_end(write_path: str, tmp_path: Path) -> None:
     """It checks the checksum."""
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("no curl here")
-    with threaded_server(tmp_path, loop="uvloop", heartbeat=0.2, max_age=1.5, compression_readers=1) as server:
+    manners = {"heartbeat": 0.2, "max_age": 1.5, "compression_readers": 1, "write_path": write_path}
+    with threaded_server(tmp_path, loop="uvloop", **manners) as server:
         url = f"http://127.0.0.1:{server.port}/v1/streams/gz.curl/events"
         with subprocess.Popen([curl, "-sS", "-i", "--compressed", url], stdout=subprocess.PIPE) as process:
             wait_until(lambda: metric(server, "cdrs_sse_gzip_connections ") == 1, 10, "curl to subscribe")

@@ -17,6 +17,7 @@ from cdrs_process import Answer, CdrsProcess, free_port, request, wait_until
 from haproxy import HaProxy
 from raw_http import connected
 from sse_socket import BodyReader, EventStreamParser, Subscriber
+from write_paths import each_path, portable_slow
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -134,6 +135,7 @@ async def test_a_request_without_an_answer_goes_again_only_where_that_adds_nothi
         check_retry_stream(await asyncio.to_thread(subscribe, haproxy.port))
 
 
+@portable_slow
 def test_a_killed_gateway_costs_producers_nothing_and_subscribers_a_reconnect(
     tmp_path: Path, pair: list[CdrsProcess]
 ) -> None:
@@ -150,6 +152,7 @@ def test_a_killed_gateway_costs_producers_nothing_and_subscribers_a_reconnect(
             assert one.connections + two.connections == 3, "event streams were not balanced"
 
 
+@portable_slow
 def test_a_draining_gateway_loses_no_request(tmp_path: Path, pair: list[CdrsProcess]) -> None:
     with HaProxy(tmp_path / "haproxy", [each.port for each in pair]) as haproxy:
         wait_until(lambda: haproxy.ready(2), 10, "the checks pass")
@@ -204,6 +207,7 @@ def test_operators_get_health_statistics_and_metrics(tmp_path: Path) -> None:
         assert request(haproxy.port, "GET", "/stats").status == 503, "operators' pages have a port of their own"
 
 
+@each_path
 def test_streams_in_gzip_pass_untouched_and_at_once(tmp_path: Path) -> None:
     env = {"CDRS_SSE__COMPRESSION_READERS": "1"}
     with CdrsProcess(tmp_path / "cdrs", env=env).start() as cdrs, HaProxy(tmp_path, [cdrs.port] * 2) as haproxy:

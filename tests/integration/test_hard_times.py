@@ -16,10 +16,12 @@ from engine_place import own_place
 from producers import OnceProducer
 from small_disk import fill, small_disk
 from sse_socket import Subscriber
+from write_paths import each_path
 
 STALL = 15.0
 
 
+@each_path
 @pytest.mark.parametrize(
     "args", [[], pytest.param(["--nodes", "2"], marks=pytest.mark.slow)], ids=["one process", "nodes"]
 )
@@ -56,6 +58,7 @@ def test_a_full_disk_is_told_at_once_and_reading_goes_on(tmp_path: Path, args: l
         assert live.connections == 1
 
 
+@each_path
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("role", ["node", "gateway"])

@@ -16,6 +16,7 @@ from cdrs_process import CdrsProcess, client, wait_until
 from embedded_folder import opened
 from new_events import event, events, read
 from sse_socket import Subscriber, data_of
+from write_paths import each_path
 
 from shared.backends.embedded.marks import Mark, check_mark, marked, read_mark, write_mark
 from shared.backends.embedded.recovery import check_log, recover_log
@@ -331,6 +332,7 @@ def numbers(reader: Subscriber) -> list[int]:
     return [int(data_of(block.data)) for block in reader.blocks]
 
 
+@each_path
 @pytest.mark.slow
 def test_an_older_copy_is_refused_and_served_in_a_new_epoch(tmp_path: Path) -> None:
     cdrs = CdrsProcess(tmp_path / "cdrs", env={"CDRS_LOG__PARTITIONS": "2"})
@@ -377,6 +379,7 @@ def test_an_older_copy_is_refused_and_served_in_a_new_epoch(tmp_path: Path) -> N
         assert cdrs.request("GET", path, headers={"accept": "application/json"}).status == 410
 
 
+@each_path
 @pytest.mark.slow
 def test_a_gateway_that_lives_on_begins_anew_with_the_new_epoch(tmp_path: Path) -> None:
     env = {"CDRS_LOG__PARTITIONS": "2", "CDRS_GATEWAY__DRAIN_TIMEOUT": "1"}

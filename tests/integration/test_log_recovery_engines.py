@@ -13,6 +13,7 @@ from engine_nodes import engine_variables
 from kafka_engine import kafka_url
 from mongo_adapter import plain_client
 from sse_socket import Subscriber, data_of
+from write_paths import each_path
 
 from shared.backends.kafka.address import parse_kafka_url
 from shared.backends.kafka.admin import open_admin
@@ -47,6 +48,7 @@ def gaps_of(reader: Subscriber) -> list[dict[str, Any]]:
     return [json.loads(block.data) for block in reader.controls if block.event == b"cdrs.gap"]
 
 
+@each_path
 @pytest.mark.slow
 async def test_a_deleted_topic_goes_on_in_a_new_epoch(tmp_path: Path) -> None:
     async with engine_variables() as env:

@@ -18,6 +18,7 @@ from cdrs_process import CdrsProcess, free_port, wait_until
 from engine_place import own_place
 from ledger_load import LedgerLoad
 from lossy_link import LossyLink
+from write_paths import portable_slow
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -78,6 +79,7 @@ def hold(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
+@portable_slow
 @pytest.mark.parametrize("profile", ["embedded", pytest.param("engines", marks=slow)])
 def test_packets_lost_on_the_way_to_every_node(tmp_path: Path, profile: str) -> None:
     with deployed(tmp_path, profile, nodes=2) as cdrs:
@@ -99,6 +101,7 @@ def test_packets_lost_on_the_way_to_every_node(tmp_path: Path, profile: str) -> 
         assert load.readers[0].connections == 1
 
 
+@portable_slow
 @pytest.mark.parametrize(
     ("profile", "directions"),
     [

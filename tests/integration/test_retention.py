@@ -17,6 +17,7 @@ from engine_nodes import engine_variables
 from mongo_adapter import plain_client
 from new_events import events
 from sse_socket import Block, Subscriber, data_of
+from write_paths import each_path, portable_slow
 
 from shared.backends.kafka.log import open_kafka_log
 from shared.clock import SystemClock
@@ -131,12 +132,14 @@ def copies_are_known(cdrs: CdrsProcess, receipts: list[dict[str, Any]]) -> None:
     assert cdrs.request("GET", f"/v1/streams/orders/events/{receipts[0]['id']}").status == 404
 
 
+@each_path
 def test_the_floor_moves_under_its_readers(tmp_path: Path) -> None:
     env = {**SMALL, "CDRS_RETENTION__MAX_AGE": "2", "CDRS_RETENTION__INTERVAL": "0.1"}
     with CdrsProcess(tmp_path / "cdrs", env=env).start() as cdrs:
         the_floor_moves_under_its_readers(cdrs, lambda: floor_of(cdrs))
 
 
+@portable_slow
 async def test_on_servers_it_does_too_and_the_topic_is_trimmed(tmp_path: Path) -> None:
     bounds = {"MAX_AGE": "5", "INTERVAL": "0.2"}
     async with engine_variables() as env:

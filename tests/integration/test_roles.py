@@ -23,6 +23,7 @@ from cdrs_process import CdrsProcess, children, free_port, request, wait_until
 from exactly_once import check_attributes, check_exactly_once
 from producers import BatchProducer, Ledger, OnceProducer, Producer
 from sse_socket import Subscriber
+from write_paths import each_path, portable_slow
 
 WAL_WRITE_LOCK = 120
 """Byte of a -shm file whose POSIX lock is SQLite's write lock (sqlite.org/walformat.html, section 2.3)."""
@@ -119,6 +120,7 @@ def stopping(cdrs: CdrsProcess) -> Iterator[CdrsProcess]:
 # --- signals --------------------------------------------------------------------------------------
 
 
+@each_path
 @pytest.mark.parametrize(
     "number",
     [pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.slow), pytest.param(signal.SIGTERM, id="term")],
@@ -147,6 +149,7 @@ def test_a_signal_drains_and_exits_0_within_5_seconds(tmp_path: Path, args: list
         assert "Traceback" not in cdrs.output(), cdrs.output()
 
 
+@portable_slow
 @pytest.mark.parametrize(
     "args", [pytest.param([], id="one"), pytest.param(["--nodes", "2"], id="nodes", marks=pytest.mark.slow)]
 )
@@ -179,6 +182,7 @@ def test_children_follow_a_killed_supervisor(tmp_path: Path) -> None:
 # --- roles apart ----------------------------------------------------------------------------------
 
 
+@each_path
 def test_gateway_and_nodes_started_by_hand(tmp_path: Path) -> None:
     """Three terminals, one folder: two nodes and a gateway find each other through the registry."""
     data = tmp_path / "data"
@@ -265,6 +269,7 @@ def check_order(ids: list[str], ledger: Ledger) -> None:
         latest = max(latest, number)
 
 
+@portable_slow
 def test_a_hung_node_loses_its_traffic_and_comes_back(tmp_path: Path) -> None:
     with CdrsProcess(tmp_path, ["--nodes", "3"]).start() as cdrs:
         wait_until(lambda: len([n for n in cdrs.nodes() if n["state"] == "live"]) == 3, 10, "three live nodes")
@@ -279,6 +284,7 @@ def test_a_hung_node_loses_its_traffic_and_comes_back(tmp_path: Path) -> None:
             flows()
 
 
+@portable_slow
 def test_dead_nodes_and_a_dead_gateway_are_started_again(tmp_path: Path) -> None:
     with CdrsProcess(tmp_path, ["--nodes", "2"]).start() as cdrs, traffic(cdrs) as flows:
         for role in ("node", "gateway"):
@@ -290,6 +296,7 @@ def test_dead_nodes_and_a_dead_gateway_are_started_again(tmp_path: Path) -> None
             flows()
 
 
+@portable_slow
 @pytest.mark.parametrize("end", [pytest.param("goes on", marks=pytest.mark.slow), "is killed"])
 def test_a_writer_stopped_inside_its_transaction(tmp_path: Path, end: str) -> None:
     """The other node cannot write either; clients hear 503 or 504 within their deadline; then everything goes on."""
@@ -309,6 +316,7 @@ def test_a_writer_stopped_inside_its_transaction(tmp_path: Path, end: str) -> No
         assert cdrs.publish("traffic2.blocked", b"2").status == 201
 
 
+@portable_slow
 def test_a_node_stopped_while_it_writes_to_the_registry(tmp_path: Path) -> None:
     """Nobody's heartbeat can be written any more. The registry is a hint: produce and subscribe do not wait for it,
     and the node that hangs is found by what it does not answer."""

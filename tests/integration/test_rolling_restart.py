@@ -15,6 +15,7 @@ from deployment import Deployment
 from engine_place import own_place
 from producers import OnceProducer, Producer
 from sse_socket import Subscriber
+from write_paths import each_path
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
@@ -43,6 +44,7 @@ class NamelessProducer(Producer):
             self.ledger.receipt(json.loads(text))
 
 
+@each_path
 @pytest.mark.parametrize("profile", ["embedded", "engines"])
 def test_rolling_every_role_costs_producers_nothing_and_each_stream_one_reconnect(tmp_path: Path, profile: str) -> None:
     with ExitStack() as stack:

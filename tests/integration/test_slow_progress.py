@@ -22,9 +22,9 @@ COUNT = 200
 
 
 @pytest.fixture(scope="module")
-def server(way: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedServer]:
-    sse = {"write_path": way[0], "stall_timeout": STALL_TIMEOUT, "backlog_bytes": 65536}
-    with threaded_server(tmp_path_factory.mktemp("slow"), loop=way[1], **sse) as running:
+def server(write_path: str, loop: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedServer]:
+    sse = {"write_path": write_path, "stall_timeout": STALL_TIMEOUT, "backlog_bytes": 65536}
+    with threaded_server(tmp_path_factory.mktemp("slow"), loop=loop, **sse) as running:
         yield running
 
 
@@ -58,7 +58,7 @@ def test_who_takes_little_is_kept(server: ThreadedServer) -> None:
 
 @pytest.mark.parametrize("query", ["", "?from=earliest"])
 def test_the_kernel_keeps_little_and_not_for_long(
-    server: ThreadedServer, way: tuple[str, str], made: list[asyncio.Transport], query: str
+    server: ThreadedServer, write_path: str, made: list[asyncio.Transport], query: str
 ) -> None:
     publish(server, "slow.options", 1)
     made.clear()
@@ -66,7 +66,7 @@ def test_the_kernel_keeps_little_and_not_for_long(
         follower.opened()
         (transport,) = made
         sock = transport.get_extra_info("socket")
-        bound = SEND_BUFFER if way[0] == "fast" else PORTABLE_SEND_BUFFER
+        bound = SEND_BUFFER if write_path == "fast" else PORTABLE_SEND_BUFFER
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * bound, "Linux counts it twice"
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == STALL_TIMEOUT * 1000
@@ -74,15 +74,16 @@ def test_the_kernel_keeps_little_and_not_for_long(
 
 
 def test_half_closed_and_reading_nothing_has_an_end(
-    way: tuple[str, str],
+    write_path: str,
+    loop: str,
     made: list[asyncio.Transport],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     for module in ("fast", "lingering"):
         monkeypatch.setattr(f"gateway.{module}.CLOSE_TIMEOUT", 0.3)
-    sse = {"write_path": way[0], "stall_timeout": 60}  # nor does the kernel end it
-    with threaded_server(tmp_path_factory.mktemp("half"), loop=way[1], **sse) as server:
+    sse = {"write_path": write_path, "stall_timeout": 60}  # nor does the kernel end it
+    with threaded_server(tmp_path_factory.mktemp("half"), loop=loop, **sse) as server:
         made.clear()
         with closing(Follower(server.port, "slow.half", room=4096).opened()) as half:
             (transport,) = made

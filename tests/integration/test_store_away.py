@@ -15,6 +15,7 @@ from cdrs_process import Answer, CdrsProcess, wait_until
 from engine_nodes import engine_variables, proxied_mongo, proxied_url
 from mongo_adapter import plain_client
 from sse_socket import Subscriber, data_of
+from write_paths import each_path
 
 OLD = 600
 WINDOW = {"CDRS_NODE__WINDOW": "256"}
@@ -136,6 +137,7 @@ AWAY = float(os.environ.get("CDRS_TEST_STORE_AWAY", "600"))
 """Seconds."""
 
 
+@each_path
 @pytest.mark.slow
 @pytest.mark.timeout(AWAY + 240)
 async def test_ten_minutes_without_the_store(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from mongo_adapter import database_url
 from new_events import events
 from node_world import read_feed
 from sse_socket import Subscriber, data_of
+from write_paths import portable_slow
 
 from shared.settings import PersistSettings
 
@@ -54,6 +55,7 @@ async def test_a_feed_from_far_behind_while_the_store_is_away() -> None:
                 assert await read_feed(one.node, one.log, end) == [each.value for each in sent]
 
 
+@portable_slow
 async def test_subscribers_lose_nothing_while_the_store_is_away(tmp_path: Path) -> None:
     """As clients see it: from the earliest, and cut again and again, below the rings of gateway and node."""
     total = 1000

@@ -23,6 +23,7 @@ from producers import Ledger, OnceProducer
 from pymongo import MongoClient
 from slow_link import SlowLink
 from sse_socket import Subscriber, data_of
+from write_paths import each_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -141,6 +142,7 @@ class Pages:
             self._stopping.wait(0.2)
 
 
+@each_path
 @pytest.mark.parametrize("pool", [16, 2])
 async def test_a_store_that_takes_seconds_for_a_call(tmp_path: Path, pool: int) -> None:
     async with engine_variables() as env:

@@ -26,6 +26,7 @@ from wikipedia_job import (
     start_pub,
     wait_for_marker,
 )
+from write_paths import portable_slow
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -39,6 +40,7 @@ def sample(tmp_path: Path) -> Sample:
     return part
 
 
+@portable_slow
 @pytest.mark.parametrize(
     "restart", [pytest.param(True, id="restarts"), pytest.param(False, id="no-restart", marks=pytest.mark.slow)]
 )

@@ -25,16 +25,16 @@ BRIEF = {"heartbeat": 0.2, "max_age": 1.0}
 
 
 @pytest.fixture(scope="module")
-def server(way: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedServer]:
+def server(write_path: str, loop: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedServer]:
     folder = tmp_path_factory.mktemp("patient")
-    with threaded_server(folder, loop=way[1], write_path=way[0], **MANNERS) as running:
+    with threaded_server(folder, loop=loop, write_path=write_path, **MANNERS) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def brief(way: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedServer]:
+def brief(write_path: str, loop: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadedServer]:
     """One whose streams are rotated after a second."""
-    with threaded_server(tmp_path_factory.mktemp("brief"), loop=way[1], write_path=way[0], **BRIEF) as running:
+    with threaded_server(tmp_path_factory.mktemp("brief"), loop=loop, write_path=write_path, **BRIEF) as running:
         yield running
 
 
@@ -94,7 +94,7 @@ def test_history_then_live_without_a_seam(server: ThreadedServer) -> None:
         assert follower.opened().numbers == list(range(1000, 1010))
 
 
-def test_nothing_runs_for_a_live_subscription(server: ThreadedServer, way: tuple[str, str]) -> None:
+def test_nothing_runs_for_a_live_subscription(server: ThreadedServer, write_path: str) -> None:
     publish(server, "plain.quiet", 1)  # what a partition needs is there
     before = server.tasks()
     followers = [Follower(server.port, "plain.quiet").opened() for _ in range(20)]
@@ -104,7 +104,7 @@ def test_nothing_runs_for_a_live_subscription(server: ThreadedServer, way: tuple
             while not follower.numbers:
                 assert follower.read()
         wait_until(lambda: metric(server, "cdrs_sse_connections ") == 20, 5, "twenty streams")
-        if way[0] == "fast":  # the last answers' own tasks may still be ending
+        if write_path == "fast":  # the last answers' own tasks may still be ending
             wait_until(lambda: len(server.tasks()) <= len(before), 5, lambda: f"the end of {server.tasks()}")
         else:
             assert len(server.tasks()) >= len(before) + 20
@@ -120,8 +120,10 @@ def alive() -> Counter[str]:
     return Counter(name for each in gc.get_objects() if (name := type(each).__name__) in kinds)
 
 
-def test_nothing_is_kept_of_a_request_nor_left_to_the_collector(way: tuple[str, str], server: ThreadedServer) -> None:
-    if way != ("fast", "uvloop"):
+def test_nothing_is_kept_of_a_request_nor_left_to_the_collector(
+    write_path: str, loop: str, server: ThreadedServer
+) -> None:
+    if (write_path, loop) != ("fast", "uvloop"):
         pytest.skip("asyncio's transports and sse-starlette's tasks are in reference cycles of their own")
     publish(server, "plain.kept", 1)
     gc.collect()
@@ -216,8 +218,8 @@ def test_rubbish_behind_the_request_harms_nobody(server: ThreadedServer) -> None
     all_gone(server)
 
 
-def test_a_drain_says_bye_to_everyone(way: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> None:
-    with threaded_server(tmp_path_factory.mktemp("drained"), loop=way[1], write_path=way[0]) as server:
+def test_a_drain_says_bye_to_everyone(write_path: str, loop: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with threaded_server(tmp_path_factory.mktemp("drained"), loop=loop, write_path=write_path) as server:
         followers = [Follower(server.port, "drained.one").opened() for _ in range(10)]
         server.drain()
         for follower in followers:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 ROOT = Path(__file__).resolve().parents[2]
+WRITE_PATHS = ("fast", "portable")
 PORTS = range(22_000, 32_000)
 """Above those of the sets of engines, below those the kernel gives to outgoing connections."""
 
@@ -50,8 +51,6 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     dropped = {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}  # a start would compile everything anew
     env = {k: v for k, v in os.environ.items() if not k.startswith("CDRS_") and k not in dropped}
     env.update(NO_COLOR="1", COLUMNS="200")
-    if "CDRS_TEST_WRITE_PATH" in os.environ:  # the whole suite on the other write path
-        env["CDRS_SSE__WRITE_PATH"] = os.environ["CDRS_TEST_WRITE_PATH"]
     env.update(extra or {})
     return env
 
@@ -149,6 +148,9 @@ class Door:
 class CdrsProcess(Door):
     """`cdrs up` and what belongs to it. Nothing of it survives the end of the test."""
 
+    write_path: ClassVar[str] = "auto"
+    """That of all of them; the fixture of this name sets it."""
+
     folder: Path
     args: Sequence[str] = ()
     port: int = field(default_factory=free_port)
@@ -178,12 +180,15 @@ class CdrsProcess(Door):
         argv = [*self.prefix, *pinned(self.cpus), *command(), *serve]
         with self.stdout_path.open("ab") as out, self.stderr_path.open("ab") as err:
             self.process = subprocess.Popen(
-                argv, cwd=self.folder, env=environment(self.env), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                argv, cwd=self.folder, env=self._environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
                 start_new_session=True,
             )  # fmt: skip
         if wait:
             self.wait_ready(timeout)
         return self
+
+    def _environment(self) -> dict[str, str]:
+        return environment({"CDRS_SSE__WRITE_PATH": self.write_path, **(self.env or {})})
 
     def wait_ready(self, timeout: float = 30.0) -> None:
         wait_until(self.is_ready, timeout, f"/readyz of {self.url}\n{self.stderr()[-4000:]}")

@@ -7,17 +7,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-import pytest
 from cdrs_process import wait_until
 from sse_socket import Block, BodyReader, EventStreamParser
 from threaded_server import ThreadedServer, metric
-
-WAYS = [
-    pytest.param(("fast", "uvloop"), id="fast-uvloop"),
-    pytest.param(("fast", "asyncio"), id="fast-asyncio", marks=pytest.mark.slow),
-    pytest.param(("portable", "uvloop"), id="portable-uvloop"),
-]
-"""Write path and event loop."""
 
 
 class Follower:

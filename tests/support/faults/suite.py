@@ -248,10 +248,11 @@ def _worst(values: Any) -> str:
     return f"{max(known) * 1000:,.0f} ms" if known else "-"
 
 
-def write_summary(run: Run, folder: Path, profile: str) -> None:
+def write_summary(run: Run, folder: Path, system: System) -> None:
     """The verdict beside the histories, for machines."""
     summary = {
-        "seed": run.seed, "profile": profile, "seconds": round(run.seconds, 1), "ok": run.verdict.ok,
+        "seed": run.seed, "profile": system.profile, "write_path": system.write_path,
+        "seconds": round(run.seconds, 1), "ok": run.verdict.ok,
         "acknowledged": run.verdict.acknowledged, "stored": run.verdict.stored, "seen": run.verdict.seen,
         "violations": dict(run.verdict.counts), "connections": run.connections, "skipped": run.skipped,
         "steps": run.steps, "figures": [figure._asdict() for figure in run.figures],

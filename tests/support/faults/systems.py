@@ -37,10 +37,14 @@ class System:
 
     profile = "embedded"
 
-    def __init__(self, folder: Path, env: Mapping[str, str] | None = None, *, own_clock: bool = False) -> None:
+    def __init__(
+        self, folder: Path, env: Mapping[str, str] | None = None, *, write_path: str, own_clock: bool = False
+    ) -> None:
         """``own_clock``: the wall clock of the first gateway and the nodes can be set."""
         self.folder = folder
-        env = {"FAULT_SUITE_STALL": str(STALL), "PYTHONPATH": str(SITE), "CDRS_SSE__HEARTBEAT": "2", **(env or {})}
+        self.write_path = write_path
+        sse = {"CDRS_SSE__HEARTBEAT": "2", "CDRS_SSE__WRITE_PATH": write_path}
+        env = {"FAULT_SUITE_STALL": str(STALL), "PYTHONPATH": str(SITE), **sse, **(env or {})}
         self._clock = folder / "clock"
         clock = self._clock_variables() if own_clock else {}
         self.failpoints = Failpoints(folder / "failpoints")
@@ -160,9 +164,9 @@ class Distributed(System):
 
     profile = "distributed"
 
-    def __init__(self, folder: Path, name: str, *, own_clock: bool = False) -> None:
+    def __init__(self, folder: Path, name: str, *, write_path: str, own_clock: bool = False) -> None:
         self.set = name
-        super().__init__(folder, self._settings(), own_clock=own_clock)
+        super().__init__(folder, self._settings(), write_path=write_path, own_clock=own_clock)
 
     def _settings(self) -> dict[str, str]:
         try:
