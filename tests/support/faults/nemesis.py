@@ -232,8 +232,10 @@ def _cut_connections(scene: Scene) -> None:
 
 
 def _frozen_subscriber(scene: Scene) -> None:
-    """Asks for everything and reads nothing; nobody else may notice."""
+    """Asks for everything and reads nothing; nobody else may notice. Those behind the proxy stand still as long, fall
+    behind, and are given all of it when they go on."""
     scene.begin("subscriber")
+    scene.proxy.holds = True
     sock = socket.create_connection(("127.0.0.1", scene.system.ports[0]), timeout=5)
     try:
         sock.sendall(b"GET /v1/events?stream=%3E&from=earliest HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -241,6 +243,7 @@ def _frozen_subscriber(scene: Scene) -> None:
             sock.recv(1)
             scene.hold(1)
     finally:
+        scene.proxy.holds = False
         sock.close()
 
 
@@ -320,7 +323,7 @@ FAULTS: dict[str, Fault] = {
     "F33": Fault("Hazelcast member SIGKILL", _engine("hazelcast-1", hold=4), DISTRIBUTED),
     "F34": Fault("whole Hazelcast cluster SIGKILL, back empty", _engine("hazelcast", hold=4), DISTRIBUTED),
     "F36": Fault("wall clock of a gateway and the nodes jumps an hour, and back", _jump_clock),
-    "F37": Fault("subscriber that reads one byte a second", _frozen_subscriber),
+    "F37": Fault("subscribers that read one byte a second, or nothing for 4 s", _frozen_subscriber),
     "F38": Fault("packets of clients vanish for 3 s", _lost_packets),
     "F39": Fault("gateway SIGKILL with 200 more streams", _crowd),
     "F42": Fault("node ended by the kernel, out of memory", _out_of_memory),

@@ -1,5 +1,5 @@
 """A TCP proxy that can be told to lose packets: what arrives is taken and thrown away, in one direction or both, and no
-connection ends; or to cut every connection in the middle of what it carries."""
+connection ends; to take nothing for a while; or to cut every connection in the middle of what it carries."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import struct
 import threading
 from contextlib import suppress
 from selectors import EVENT_READ, DefaultSelector
+
+ROOM = 32 * 1024
+"""Bytes that the kernel takes from the server while nothing is read: a server whose client stalls is to notice."""
 
 
 class FaultProxy:
@@ -21,6 +24,8 @@ class FaultProxy:
         """Lose what clients send."""
         self.drops_down = False
         """Lose what the server sends."""
+        self.holds = False
+        """Take nothing from either side."""
         self._stop = threading.Event()
         self._pairs: dict[socket.socket, tuple[socket.socket, bool]] = {}
         self._selector = DefaultSelector()
@@ -41,6 +46,9 @@ class FaultProxy:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            if self.holds:
+                self._stop.wait(0.05)
+                continue
             for key, _ in self._selector.select(0.05):
                 if key.fileobj is self._listener:
                     self._accept()
@@ -53,9 +61,13 @@ class FaultProxy:
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
+        server = socket.socket()
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM)
+        server.settimeout(1)
         try:
-            server = socket.create_connection(("127.0.0.1", self._target), timeout=1)
+            server.connect(("127.0.0.1", self._target))
         except OSError:
+            server.close()
             client.close()
             return
         for sock, other, is_up in ((client, server, True), (server, client, False)):

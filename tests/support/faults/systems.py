@@ -43,7 +43,8 @@ class System:
         """``own_clock``: the wall clock of the first gateway and the nodes can be set."""
         self.folder = folder
         self.write_path = write_path
-        sse = {"CDRS_SSE__HEARTBEAT": "2", "CDRS_SSE__WRITE_PATH": write_path}
+        # Whoever stands still for some seconds is so far behind that it reads history.
+        sse = {"CDRS_SSE__HEARTBEAT": "2", "CDRS_SSE__BACKLOG_BYTES": "65536", "CDRS_SSE__WRITE_PATH": write_path}
         env = {"FAULT_SUITE_STALL": str(STALL), "PYTHONPATH": str(SITE), **sse, **(env or {})}
         self._clock = folder / "clock"
         clock = self._clock_variables() if own_clock else {}
