@@ -17,7 +17,7 @@ from exactly_once import check_attributes, check_exactly_once
 from producers import BatchProducer, Ledger, NdjsonProducer, OnceProducer, Producer
 from sample import load_sample
 from sse_socket import Block, Subscriber, data_of
-from write_paths import each_path, portable_slow
+from write_paths import portable_slow
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -29,7 +29,7 @@ def crash(cdrs: CdrsProcess) -> None:
     cdrs.start()
 
 
-@each_path
+@portable_slow
 @pytest.mark.parametrize("kills", KILLS)
 def test_crashes_lose_nothing_acknowledged(tmp_path: Path, kills: int) -> None:
     with CdrsProcess(tmp_path / "cdrs").start() as cdrs:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cdrs_process import CdrsProcess
 from sse_socket import Subscriber
-from write_paths import each_path
+from write_paths import portable_slow
 
 
 def questions(cdrs: CdrsProcess) -> float:
@@ -15,7 +15,7 @@ def questions(cdrs: CdrsProcess) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith("cdrs_history_questions_total "))
 
 
-@each_path
+@portable_slow
 @pytest.mark.parametrize("warm", [64, 0])
 def test_after_a_restart_who_comes_back_is_served_from_memory(tmp_path: Path, warm: int) -> None:
     with CdrsProcess(tmp_path, env={"CDRS_SSE__WARM_RECORDS": str(warm)}).start() as cdrs:

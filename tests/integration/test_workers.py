@@ -15,7 +15,7 @@ from cdrs_process import CdrsProcess, command_line, request, wait_until
 from exactly_once import check_exactly_once
 from knocker import Knocker
 from sse_socket import Subscriber
-from write_paths import each_path, portable_slow
+from write_paths import portable_slow
 
 from gateway.siblings import merged
 from services.listening import listening, listening_together
@@ -104,7 +104,7 @@ def test_one_port_two_processes_and_nothing_is_lost_when_one_dies_or_drains(cdrs
         assert "Traceback" not in cdrs.output(), cdrs.output()
 
 
-@each_path
+@portable_slow
 def test_gateway_workers_are_each_in_the_registry_and_answer_for_themselves(tmp_path: Path) -> None:
     with CdrsProcess(tmp_path / "all").start() as host:
         args = ["--data", str(host.data), "--workers", "2"]
