@@ -99,10 +99,15 @@ class Dispatcher:
         return submission
 
     def submit(
-        self, events: Sequence[tuple[int, NewEvent]], *, timeout: float, chain: Chain | None = None
+        self,
+        events: Sequence[tuple[int, NewEvent]],
+        *,
+        timeout: float,
+        chain: Chain | None = None,
+        done: Callable[[], None] | None = None,
     ) -> Submission:
         """Put (partition, event) pairs in line; order is kept within a partition. Never waits. ``chain``: of a request
-        that submits more than once.
+        that submits more than once. ``done``: as of `submit_one`, for whoever does not wait.
 
         Raises `Overloaded` when too much is waiting, `Unavailable` before the first node was reached: nothing of it
         will be stored.
@@ -115,13 +120,19 @@ class Dispatcher:
             else:
                 share[0].append(index)
                 share[1].append(event)
-        return self._submit(shares, len(events), timeout, chain)
+        return self._submit(shares, len(events), timeout, chain, done)
 
     def submit_run(
-        self, partition: int, events: Sequence[NewEvent], *, timeout: float, chain: Chain | None = None
+        self,
+        partition: int,
+        events: Sequence[NewEvent],
+        *,
+        timeout: float,
+        chain: Chain | None = None,
+        done: Callable[[], None] | None = None,
     ) -> Submission:
         """`submit` of events that all go to one partition."""
-        return self._submit({partition: (range(len(events)), events)}, len(events), timeout, chain)
+        return self._submit({partition: (range(len(events)), events)}, len(events), timeout, chain, done)
 
     def _submit(
         self,
@@ -129,11 +140,14 @@ class Dispatcher:
         count: int,
         timeout: float,
         chain: Chain | None,
+        done: Callable[[], None] | None,
     ) -> Submission:
         """``shares``: partition → its events, and their places among all."""
         self.check()
         sizes = [sum([len(event.value) for event in of]) + EVENT_OVERHEAD * len(of) for _, of in shares.values()]
         submission = self._submission(count, sum(sizes), timeout, chain)
+        if done is not None:
+            submission.when_done(done, self._deadlines)
         for (partition, (indexes, of)), size in zip(shares.items(), sizes, strict=True):
             self._put(partition, Chunk(submission, indexes, of, size))
         return submission

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
@@ -19,78 +18,22 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.bodies import ClientGoneError, Framing, read_part
 from gateway.context import GatewayContext
+from gateway.lines import CHUNK_LINES, HEADERS, SHORT_BYTES, Chunk, LineCutter, Lines, line_of
 from gateway.placement import Pending, settle, submit
-from gateway.receipts import LineProblem, ReceiptWriter, Summary, Tally, encoder, error_of, refusal_of
+from gateway.receipts import LineProblem, ReceiptWriter, refusal_of
 from gateway.submission import Chain
-from shared.errors import CdrsError, ClientError, Overloaded, PayloadTooLarge, RequestTimeout, Unavailable
+from shared.errors import CdrsError, Overloaded, RequestTimeout, Unavailable
 from shared.events import Draft, EventBuilder
-from shared.jsonbytes import WHITE_SPACE
 
 if TYPE_CHECKING:
     from shared.records import Settlement
 
-CHUNK_LINES = 256
-"""Lines that are submitted together; other requests get a turn between two chunks."""
-SHORT_BYTES = 64 * 1024
-"""A body up to this length is waited for before the answer begins: it is on its way."""
 MAX_WAITING_LINES = 4096
 """Lines read and not yet answered: with some 250 bytes an answer, 1 MiB of unread answers."""
 MAX_WAITING_BYTES = 8 * 1024 * 1024
 """The same in bytes of lines."""
 BUSY_PAUSE = 0.02
 """Seconds before a chunk is submitted again that found the queues full."""
-
-
-class LineCutter:
-    """Cuts a byte stream into lines. A line beyond the limit is dropped as it comes, not kept. Sans I/O."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def feed(self, data: bytes) -> list[bytes | None]:
-        """The lines that are complete now, without their ends; None for one that was too long."""
-        lines: list[bytes | None] = list(data.split(b"\n"))
-        last = lines.pop()
-        assert last is not None
-        if lines and self._size:
-            self._keep(lines[0] or b"")
-            lines[0] = self._take()
-        self._keep(last)
-        return lines
-
-    def finish(self) -> list[bytes | None]:
-        """The last line, where the body ended without a line end behind it."""
-        return [self._take()] if self._size else []
-
-    def _keep(self, part: bytes) -> None:
-        self._size += len(part)
-        if self._size <= self._limit:
-            self._parts.append(part)
-        else:
-            self._parts.clear()
-
-    def _take(self) -> bytes | None:
-        line = b"".join(self._parts) if self._size <= self._limit else None
-        self._parts.clear()
-        self._size = 0
-        return line
-
-
-@dataclass(slots=True)
-class _Chunk:
-    """Lines that were submitted together."""
-
-    first: int
-    """Number of the first line."""
-    items: Sequence[Draft | CdrsError | None]
-    """For each line the event or what is wrong with it; None where it is empty."""
-    drafts: Sequence[Draft]
-    size: int
-    """How many lines are not empty."""
-    bytes: int
-    pending: Pending | None = None
 
 
 class _StalledError(Exception):
@@ -100,21 +43,16 @@ class _StalledError(Exception):
 class NdjsonResponse(Response):
     """The answer that reads its request as it goes."""
 
-    media_type = "application/x-ndjson"
-
     def __init__(self, context: GatewayContext, builder: EventBuilder, framing: Framing, *, errors_only: bool) -> None:
         self.status_code = 200
         self.background = None
-        self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
+        self.raw_headers = list(HEADERS)
         self._context = context
-        self._builder = builder
         self._framing = framing
-        self._errors_only = errors_only
-        self._receipts = ReceiptWriter(context.router.epoch)
+        self._lines = Lines(context, builder, ReceiptWriter(context.router.epoch), errors_only=errors_only)
         self._timeout = context.settings.gateway.body_timeout
         self._cutter = LineCutter(context.settings.gateway.max_event_bytes)
-        self._tally = Tally()
-        self._chunks: deque[_Chunk] = deque()
+        self._chunks: deque[Chunk] = deque()
         self._chain = Chain()
         self._reading: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
@@ -127,8 +65,6 @@ class NdjsonResponse(Response):
         """Lines."""
         self._last = b""
         """The answers to the last lines, sent with the summary behind them."""
-        self._has_failed = False
-        """A line was answered with a problem that a retry can help."""
         self._has_all = False
         """The last byte of the body has come."""
         self._is_read = False
@@ -161,8 +97,8 @@ class NdjsonResponse(Response):
         answers = b""
         if self._chunks:
             chunk = self._chunks.popleft()
-            answers = self._answers(chunk, await self._settled(chunk))
-        answers += _line(Summary(self._tally))
+            answers = self._lines.answers(chunk, await self._settled(chunk))
+        answers += self._lines.summary()
         # In chunks as ever, though the length is known: there are clients that read lines and look for the last chunk.
         await self._send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await self._send({"type": "http.response.body", "body": answers})
@@ -212,7 +148,7 @@ class NdjsonResponse(Response):
             self._arrived.set()
 
     async def _take(self, lines: Sequence[bytes | None]) -> None:
-        chunk = self._build(lines)
+        chunk = self._lines.build(lines)
         if not chunk.size:
             return
         while self._waiting_lines and (
@@ -233,30 +169,6 @@ class NdjsonResponse(Response):
         self._waiting_bytes += chunk.bytes
         self._chunks.append(chunk)
         self._arrived.set()
-
-    def _build(self, raw: Sequence[bytes | None]) -> _Chunk:
-        """The hot path, mostly all lines at once."""
-        builder, first = self._builder, self._tally.lines + 1
-        builder.accepted_ms = self._context.clock.unix_ms()
-        self._tally.lines += len(raw)
-        lines = [line and line.strip(WHITE_SPACE) for line in raw]
-        there = [line for line in lines if line]
-        size = sum(map(len, there))
-        drafts = builder.payloads(there) if len(there) == len(lines) else None
-        if drafts is not None:
-            return _Chunk(first, drafts, drafts, len(drafts), size)
-        items = [self._item(line, number) for number, line in enumerate(lines, first)]
-        drafts = [item for item in items if isinstance(item, Draft)]
-        return _Chunk(first, items, drafts, sum(item is not None for item in items), size)
-
-    def _item(self, line: bytes | None, number: int) -> Draft | CdrsError | None:
-        if line is None:
-            limit = self._context.settings.gateway.max_event_bytes
-            return PayloadTooLarge(f"an event has at most {limit} bytes", limit=limit)
-        try:
-            return self._builder.line(line, number - 1) if line else None
-        except CdrsError as error:
-            return error
 
     async def _submit(self, drafts: Sequence[Draft]) -> Pending:
         """Submit; full queues are waited for, as the client can be made to wait."""
@@ -285,7 +197,7 @@ class NdjsonResponse(Response):
             chunk = self._chunks.popleft()
             if self._chain.is_broken and chunk.pending:
                 chunk.pending.expire()
-            answers = self._answers(chunk, await self._settled(chunk))
+            answers = self._lines.answers(chunk, await self._settled(chunk))
             if self._is_read and not self._chunks:
                 self._last = answers
             elif answers:
@@ -297,60 +209,17 @@ class NdjsonResponse(Response):
             if self._chain.is_broken and not self._has_all and not self._is_read:
                 self._end_reading()
 
-    async def _settled(self, chunk: _Chunk) -> Sequence[Settlement]:
+    async def _settled(self, chunk: Chunk) -> Sequence[Settlement]:
         if chunk.pending is None:
             return ()
         # What has to be routed anew would come behind what was given up before it.
-        return await settle(self._context, chunk.drafts, chunk.pending, renew=not self._has_failed)
+        return await settle(self._context, chunk.drafts, chunk.pending, renew=not self._lines.has_failed)
 
     def _end_reading(self) -> None:
         """Nothing that is still to come would be stored."""
         assert self._reading is not None
         self._cut = Unavailable("the request ends here: an event was not stored in its turn, none shall overtake it")
         self._reading.cancel()
-
-    def _answers(self, chunk: _Chunk, settlements: Sequence[Settlement]) -> bytes:
-        """One line each."""
-        answers: list[bytes] = []
-        receipt, errors_only = self._receipts.line, self._errors_only
-        stored = duplicates = refused = failed = 0
-        settled = iter(settlements)
-        for number, item in enumerate(chunk.items, chunk.first):
-            if item is None:
-                continue
-            if not isinstance(item, Draft):
-                answers.append(_line(LineProblem.of(number, item)))
-                if isinstance(item, ClientError):
-                    refused += 1
-                else:
-                    failed += 1
-                    self._has_failed = True
-                continue
-            settlement = next(settled)
-            if settlement.problem:
-                failed += 1
-                error = error_of(settlement, item.id)
-                self._has_failed |= error.retry
-                answers.append(_line(LineProblem.of(number, error)))
-                continue
-            if settlement.duplicate:
-                duplicates += 1
-            else:
-                stored += 1
-            if not errors_only:
-                answers.append(receipt(item.id, item.event.stream, settlement))
-        self._count(stored, duplicates, refused, failed)
-        return b"".join(answers)
-
-    def _count(self, stored: int, duplicates: int, refused: int, failed: int) -> None:
-        tally, ingested = self._tally, self._context.telemetry.ingested
-        tally.stored += stored
-        tally.duplicates += duplicates
-        tally.failed += refused + failed
-        ingested("stored", stored)
-        ingested("duplicate", duplicates)
-        ingested("refused", refused)
-        ingested("failed", failed)
 
     async def _write(self, answers: bytes, *, more: bool = True) -> None:
         """Send lines. Raises `_StalledError` where the client takes no byte for too long."""
@@ -363,10 +232,6 @@ class NdjsonResponse(Response):
             raise _StalledError from error
 
     async def _finish(self) -> None:
-        upto = self._answered if self._chain.is_broken else self._tally.lines
-        last = Summary(self._tally) if self._cut is None else LineProblem.of(upto + 1, self._cut)
-        await self._write(self._last + _line(last), more=False)
-
-
-def _line(answer: LineProblem | Summary) -> bytes:
-    return encoder.encode(answer) + b"\n"
+        upto = self._answered if self._chain.is_broken else self._lines.tally.lines
+        last = self._lines.summary() if self._cut is None else line_of(LineProblem.of(upto + 1, self._cut))
+        await self._write(self._last + last, more=False)

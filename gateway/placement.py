@@ -33,19 +33,44 @@ class Pending(Protocol):
 async def submit(context: GatewayContext, drafts: Sequence[Draft], chain: Chain | None = None) -> Pending:
     """Hand events to the dispatcher, in order; ``chain``: of a request that does so more than once. Raises `Overloaded`
     or `Unavailable`: nothing of it will be stored."""
-    timeout = context.settings.gateway.produce_timeout
-    routes = {(draft.event.stream, draft.event.spread) for draft in drafts}
+    routes = _routes(drafts)
     unknown = {stream for stream, spread in routes if spread == SPREAD_UNKNOWN}
     if unknown:
         await context.catalog.learn(unknown)
+    return _submit(context, drafts, routes, chain, None)
+
+
+def submit_known(
+    context: GatewayContext, drafts: Sequence[Draft], chain: Chain, done: Callable[[], None]
+) -> Pending | None:
+    """The same without waiting; ``done`` is called once all are settled, be it by their deadline. None, and nothing
+    was done, where the spread of a stream is not known."""
+    routes = _routes(drafts)
+    if any(spread == SPREAD_UNKNOWN for _, spread in routes):
+        return None
+    return _submit(context, drafts, routes, chain, done)
+
+
+def _routes(drafts: Sequence[Draft]) -> Collection[tuple[str, int]]:
+    return {(draft.event.stream, draft.event.spread) for draft in drafts}
+
+
+def _submit(
+    context: GatewayContext,
+    drafts: Sequence[Draft],
+    routes: Collection[tuple[str, int]],
+    chain: Chain | None,
+    done: Callable[[], None] | None,
+) -> Pending:
+    timeout = context.settings.gateway.produce_timeout
     spreads = _agreed(context, routes, {} if chain is None else chain.spreads)
     first = drafts[0].event.stream
     if len(routes) == 1 and spreads[first] == 1:  # as a rule: one stream, which stands in one partition
         home = partition_of(first, None, "", partitions=context.router.partitions)
         is_routed = drafts[0].event.spread == 1
         events = [draft.event if is_routed else _routed(draft.event, 1) for draft in drafts]
-        return context.dispatcher.submit_run(home, events, timeout=timeout, chain=chain)
-    return context.dispatcher.submit(_placed(context, drafts, spreads), timeout=timeout, chain=chain)
+        return context.dispatcher.submit_run(home, events, timeout=timeout, chain=chain, done=done)
+    return context.dispatcher.submit(_placed(context, drafts, spreads), timeout=timeout, chain=chain, done=done)
 
 
 def _agreed(context: GatewayContext, routes: Collection[tuple[str, int]], spreads: dict[str, int]) -> Mapping[str, int]:
@@ -110,11 +135,24 @@ async def settle(
         await pending.wait()
         for index, settlement in zip(stale, _settled(pending), strict=True):
             results[index] = settlement
+    _conclude(context, drafts, results)
+    return results
+
+
+def settled_at_once(context: GatewayContext, drafts: Sequence[Draft], pending: Pending) -> Sequence[Settlement] | None:
+    """`settle` of what is settled already; None where events have to be routed anew, which takes waiting."""
+    results = _settled(pending)
+    if StaleStream.problem in [settlement.problem for settlement in results]:
+        return None
+    _conclude(context, drafts, results)
+    return results
+
+
+def _conclude(context: GatewayContext, drafts: Sequence[Draft], results: list[Settlement]) -> None:
     note_stored(context, drafts, results)
     for index, settlement in enumerate(results):
         if settlement.duplicate:
             results[index] = own(drafts[index], settlement)
-    return results
 
 
 def own(draft: Draft, settlement: Settlement) -> Settlement:

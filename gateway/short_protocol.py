@@ -14,8 +14,9 @@ from collections.abc import Coroutine
 from typing import Any
 
 from gateway.protocol import CdrsHttpProtocol
+from gateway.short_posts import Headers, Post
 from gateway.short_streams import StreamShortcut, Visit
-from gateway.shortcut import Fields, Headers, Length, Post, Shortcut, Target, content_length
+from gateway.shortcut import Fields, Length, Shortcut, Target, content_length
 from shared.descriptors import room
 from shared.settings import GatewaySettings
 
@@ -144,10 +145,9 @@ class ShortcutProtocol(CdrsHttpProtocol):
             if target is None:
                 break
             end = data.find(b"\r\n\r\n", end_of_line)
-            block = data[end_of_line + 2 : end]
-            if end < 0 or shortcut.declines(block):
+            if end < 0:
                 break
-            start = end + 4
+            block, start = data[end_of_line + 2 : end], end + 4
             fields = shortcut.fields(block)
             if fields is None:
                 stop = self._look(shortcut, target, block, data, start)

@@ -13,7 +13,8 @@ from fake_dispatcher import FakeContext, with_gateway
 from produce_server import ProduceServer, produce_server
 from raw_http import Answer, RawConnection, chunked, connected, get, post, request_bytes
 
-from gateway.ndjson import CHUNK_LINES, MAX_WAITING_LINES
+from gateway.lines import CHUNK_LINES
+from gateway.ndjson import MAX_WAITING_LINES
 from shared.errors import CdrsError, Overloaded, Unavailable
 from shared.records import NewEvent, Settlement
 

@@ -20,6 +20,7 @@ ORDERS = "/v1/streams/orders/events"
 JSON = {"Content-Type": "application/json"}
 GET = request_bytes("GET", ORDERS)
 STRUCTURED = {"Content-Type": "application/cloudevents+json"}
+NDJSON = {"Content-Type": "application/x-ndjson"}
 ROUNDS = 3
 """Learned, kept, used."""
 
@@ -52,6 +53,10 @@ def post(body: bytes = b'{"a":1}', headers: dict[str, str] | None = None, target
     return request_bytes("POST", target, body, JSON if headers is None else headers)
 
 
+def lines(*values: bytes, headers: dict[str, str] | None = None) -> bytes:
+    return post(b"\n".join(values), NDJSON | (headers or {}))
+
+
 def event(**members: object) -> bytes:
     return json.dumps({"specversion": "1.0", "id": "1", "source": "/s", "type": "t", **members}).encode()
 
@@ -61,6 +66,8 @@ async def raw_answer(connection: RawConnection) -> bytes:
         head = await connection.reader.readuntil(b"\r\n\r\n")
         if head.startswith(b"HTTP/1.1 100"):
             return head + await raw_answer(connection)
+        if b"transfer-encoding: chunked" in head:
+            return head + await connection.reader.readuntil(b"\r\n0\r\n\r\n")
         length = re.search(rb"content-length: ([0-9]+)", head)
         assert length is not None, head
         return head + await connection.reader.readexactly(int(length[1]))
@@ -129,6 +136,28 @@ REQUESTS: dict[str, tuple[bytes, str]] = {
     "two-lengths": (post(b"1", JSON | {"Content-Length": "1", "content-length": "1"}), NEVER),
     "bare-lf": (post(b"1").replace(b"application/json\r\n", b"application/json\n"), NEVER),
     "override": (post(b"1", JSON | {"X-HTTP-Method-Override": "PUT"}), NEVER),
+    "lines": (lines(b'{"a":1}', b"2", b""), "short"),
+    "lines-without-last-end": (lines(b'{"a":1}', b"2"), "short"),
+    "lines-and-empty-ones": (lines(b"1\r", b"", b" \t", b"2", b""), "short"),
+    "lines-all-empty": (lines(b"", b" ", b"", b""), "short"),
+    "lines-none": (post(b"", NDJSON | {"Content-Length": "0"}), "short"),
+    "lines-wrong": (lines(b"1", b"{", b"[" * 40 + b"]" * 40, b'"\\u0031"', b"2"), "short"),
+    "lines-all-wrong": (lines(b"{", b"}"), "short"),
+    "lines-of-events": (lines(event(), event(id="2", data=[1]), event(source=" "), b"3"), "short"),
+    "lines-repeated": (lines(event(), event(), event(data=1)), "short"),
+    "lines-of-another-stream": (lines(event(cdrsstream="other"), b"1"), "short"),
+    "lines-key": (lines(b"1", b"2", headers={"Cdrs-Key": "k"}), "short"),
+    "lines-idempotency-key": (lines(b"1", b"2", headers={"Idempotency-Key": '"a"'}), "short"),
+    "lines-close": (lines(b"1", headers={"Connection": "close"}), "short"),
+    "lines-at-the-limit": (lines(b'"' + b"x" * (TIGHT_LIMIT - 2) + b'"', b"1"), "short"),
+    "lines-beyond-the-limit": (lines(b'"' + b"x" * TIGHT_LIMIT + b'"', b"1"), "short"),
+    "lines-most": (lines(*[b"1"] * 256), "short"),
+    "lines-too-many": (lines(*[b"1"] * 257), NEVER),
+    "lines-too-long": (lines(*[b'"' + b"x" * 1024 + b'"'] * 64), NEVER),
+    "lines-query": (post(b"1\n", NDJSON, ORDERS + "?receipts=errors"), NEVER),
+    "lines-expect": (lines(b"1", headers={"Expect": "100-continue"}), NEVER),
+    "lines-ce-field": (lines(b"1", headers={"ce-type": "x"}), "short"),
+    "lines-many-streams": (post(event(cdrsstream="orders"), NDJSON, "/v1/events"), NEVER),
     "many-streams": (post(event(cdrsstream="orders"), STRUCTURED, "/v1/events"), NEVER),
 }
 
@@ -156,12 +185,13 @@ def settled(problem: str) -> Callable[[NewEvent], Settlement | None]:
 async def test_both_ways_tell_alike_how_an_event_was_settled(
     servers: tuple[ProduceServer, ProduceServer], problem: str
 ) -> None:
-    answers = []
-    for server in servers:
-        knowing(server.emptied()).dispatcher.judge = settled(problem)
-        answers.append((await rounds(server, post()), server.context.ingested("failed")))
-    assert answers[0] == answers[1]
-    assert b"because" in answers[0][0][0][-1]
+    for request in (post(), lines(b"1", b"2")):
+        answers = []
+        for server in servers:
+            knowing(server.emptied()).dispatcher.judge = settled(problem)
+            answers.append((await rounds(server, request), server.context.ingested("failed")))
+        assert answers[0] == answers[1]
+        assert b"because" in answers[0][0][0][-1]
 
 
 @pytest.mark.parametrize("error", [Overloaded("full", retry_after=2.5), Unavailable("no node")])
@@ -233,6 +263,72 @@ async def test_the_rest_of_a_refused_batch_is_not_waited_for_for_ever(server: Pr
         assert await connection.at_end()
 
 
+@pytest.mark.parametrize("kind", [JSON, NDJSON])
+async def test_fields_are_known_whatever_the_length(
+    servers: tuple[ProduceServer, ProduceServer], kind: dict[str, str]
+) -> None:
+    """They are read by the parser twice, and a length that is too long is still seen."""
+    told = []
+    for server in servers:
+        knowing(server.emptied())
+        answers = []
+        async with connected(server.port) as connection:
+            for size in (1, 2, 3, 2, 50, 4):
+                await connection.send(post(b"1" * size, kind | {"X-Client": "one"}))
+                answers.append(plain(await raw_answer(connection)))
+            await connection.send(post(b'"' + b"x" * TIGHT_LIMIT + b'"', kind | {"X-Client": "one"}))
+            answers.append(plain(await raw_answer(connection)))
+        told.append((answers, server.context.ingested("stored"), server.context.ingested("refused")))
+    assert told[0] == told[1]
+    assert told[0][1:] == (6, 1)
+    assert servers[0].shortcut is not None
+    assert servers[0].shortcut.taken == 6 + (kind is NDJSON)
+
+
+async def test_lines_for_which_there_is_no_room_are_held_up_by_the_application(
+    servers: tuple[ProduceServer, ProduceServer],
+) -> None:
+    server = knowing(servers[0].emptied())
+    refusals = iter([Overloaded("full", retry_after=1)] * 3)
+    server.dispatcher.refuse = lambda: next(refusals, None)
+    answers, _ = await rounds(server, lines(b"1", b"2"), rounds=2)
+    assert [b'"stored":2' in answer for answer in answers] == [True, True]
+    assert server.shortcut is not None
+    assert server.shortcut.taken == 1
+    assert server.dispatcher.submissions == [2, 2]
+
+
+async def test_lines_of_an_unknown_stream_are_asked_for_by_the_application(server: ProduceServer) -> None:
+    server.context.catalog.known.clear()
+    server.context.catalog.spreads["orders"] = 4
+    answers, _ = await rounds(server, lines(b"1", b"2"))
+    assert server.context.catalog.asked == ["orders"]
+    assert server.shortcut is not None
+    assert server.shortcut.taken == ROUNDS - 1
+    assert all(b'"stored":2' in answer for answer in answers)
+
+
+async def test_a_fault_before_lines_are_stored_is_the_applications(
+    servers: tuple[ProduceServer, ProduceServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*_: object) -> None:
+        raise RuntimeError("canary-in-an-exception")
+
+    monkeypatch.setattr("gateway.lines.Lines.build", faulty)
+    answers = [await rounds(knowing(server.emptied()), lines(b"1")) for server in servers]
+    assert answers[0] == answers[1]
+    assert answers[0][0][0].startswith(b"HTTP/1.1 500 ")
+
+
+async def test_a_fault_of_answering_lines_is_answered(server: ProduceServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: object) -> None:
+        raise RuntimeError("canary-in-an-exception")
+
+    monkeypatch.setattr("gateway.lines.Lines.answers", faulty)
+    answers, _ = await rounds(server, lines(b"1"))
+    assert [answer.split(b"\r\n", 1)[0] for answer in answers] == [b"HTTP/1.1 500 Internal Server Error"] * ROUNDS
+
+
 async def test_an_unknown_stream_is_asked_for_by_the_application(servers: tuple[ProduceServer, ProduceServer]) -> None:
     server = servers[0].emptied()
     assert server.shortcut is not None
@@ -283,6 +379,14 @@ async def test_a_stream_created_meanwhile_is_routed_anew(server: ProduceServer) 
     assert [stored.spread for stored in server.dispatcher.events()] == [12]
 
 
+async def test_lines_of_a_stream_created_meanwhile_are_routed_anew(server: ProduceServer) -> None:
+    server.context.catalog.spreads["orders"] = 12
+    server.dispatcher.judge = lambda stored: Settlement(problem="stale-stream") if stored.spread == 1 else None
+    answers, _ = await rounds(server, lines(b"1", b"2"), rounds=1)
+    assert b'"stored":2' in answers[0]
+    assert [stored.spread for stored in server.dispatcher.events()] == [12, 12]
+
+
 # --- order on a connection ---------------------------------------------------------------------------
 
 
@@ -306,6 +410,19 @@ async def test_pipelined_requests_are_answered_in_order_and_one_at_a_time(server
     stored = [value.rsplit(b":", 1)[1] for value in server.dispatcher.values()]
     assert stored == [body + b"}" for body in [*bodies, b'"last"']]
     assert [json.loads(a.partition(b"\r\n\r\n")[2])["offset"] for a in found[:5]] == ["0", "1", "2", "3", "4"]
+
+
+async def test_lines_sent_ahead_are_answered_in_order_and_one_at_a_time(server: ProduceServer) -> None:
+    server.dispatcher.gate.clear()
+    async with connected(server.port) as connection:
+        await connection.send(lines(b"1", b"2") + post(b"3") + lines(b"4") + GET + lines(b"{", b"5"))
+        await submitted(server, 1)
+        await asyncio.sleep(0.02)
+        assert server.dispatcher.submissions == [2]
+        server.dispatcher.gate.set()
+        found = [await raw_answer(connection) for _ in range(5)]
+    assert [int(answer.split()[1]) for answer in found] == [200, 201, 200, 200, 200]
+    assert [value.rsplit(b":", 1)[1] for value in server.dispatcher.values()] == [b"%d}" % n for n in range(1, 6)]
 
 
 async def test_a_held_request_is_not_stored_before_the_one_before_it_is_answered(server: ProduceServer) -> None:

@@ -54,27 +54,39 @@ class FakeDispatcher:
         """Never overloaded."""
 
     def submit(
-        self, events: Sequence[tuple[int, NewEvent]], *, timeout: float, chain: Chain | None = None
+        self,
+        events: Sequence[tuple[int, NewEvent]],
+        *,
+        timeout: float,
+        chain: Chain | None = None,
+        done: Callable[[], None] | None = None,
     ) -> FakeSubmission:
         assert timeout > 0
         error = self.refuse()
         if error is not None:
             raise error
         self.submissions.append(len(events))
-        return FakeSubmission([self._store(p, event) for p, event in events], gate=self.gate)
+        submission = FakeSubmission([self._store(p, event) for p, event in events], gate=self.gate)
+        if done is not None:
+            self._waiting.append(asyncio.ensure_future(submission.wait()))
+            self._waiting[-1].add_done_callback(lambda _: done())
+        return submission
 
     def submit_run(
-        self, partition: int, events: Sequence[NewEvent], *, timeout: float, chain: Chain | None = None
+        self,
+        partition: int,
+        events: Sequence[NewEvent],
+        *,
+        timeout: float,
+        chain: Chain | None = None,
+        done: Callable[[], None] | None = None,
     ) -> FakeSubmission:
-        return self.submit([(partition, event) for event in events], timeout=timeout, chain=chain)
+        return self.submit([(partition, event) for event in events], timeout=timeout, chain=chain, done=done)
 
     def submit_one(
         self, partition: int, event: NewEvent, *, timeout: float, done: Callable[[], None]
     ) -> FakeSubmission:
-        submission = self.submit([(partition, event)], timeout=timeout)
-        self._waiting.append(asyncio.ensure_future(submission.wait()))
-        self._waiting[-1].add_done_callback(lambda _: done())
-        return submission
+        return self.submit([(partition, event)], timeout=timeout, done=done)
 
     def _store(self, partition: int, event: NewEvent) -> Settlement:
         judged = self.judge(event)

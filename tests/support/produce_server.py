@@ -18,7 +18,8 @@ from gateway import problems, produce
 from gateway.app import GatewayApp
 from gateway.context import GatewayContext
 from gateway.server import serve
-from gateway.shortcut import Connection, Fields, Post, Shortcut, Target
+from gateway.short_posts import Connection, Post
+from gateway.shortcut import Fields, Shortcut, Target
 from shared.settings import Settings
 from shared.telemetry import Telemetry
 

@@ -19,7 +19,7 @@ from gateway.bodies import (
     read_framing,
     read_head,
 )
-from gateway.ndjson import LineCutter
+from gateway.lines import LineCutter
 from shared.errors import BatchTooLarge, CdrsError, Overloaded, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 
 UNKNOWN = Framing(None, is_chunked=True, expects_continue=False)
