@@ -120,8 +120,11 @@ class Lines:
 
     def answers(self, chunk: Chunk, settlements: Sequence[Settlement]) -> bytes:
         """One line each."""
+        if chunk.items is chunk.drafts and not self._errors_only and _are_new(settlements):
+            self._count(len(settlements), 0, 0, 0)
+            return self._receipts.lines(chunk.drafts, settlements)
         answers: list[bytes] = []
-        receipt, errors_only = self._receipts.line, self._errors_only
+        receipt, errors_only = self._receipts.encoded, self._errors_only
         stored = duplicates = refused = failed = 0
         settled = iter(settlements)
         for number, item in enumerate(chunk.items, chunk.first):
@@ -147,7 +150,7 @@ class Lines:
             else:
                 stored += 1
             if not errors_only:
-                answers.append(receipt(item.id, item.event.stream, settlement))
+                answers.append(receipt(item.id, item.event.stream, settlement) + b"\n")
         self._count(stored, duplicates, refused, failed)
         return b"".join(answers)
 
@@ -164,6 +167,11 @@ class Lines:
     def summary(self) -> bytes:
         """The last line."""
         return line_of(Summary(self.tally))
+
+
+def _are_new(settlements: Sequence[Settlement]) -> bool:
+    """Whether all are stored, and nothing is unusual about any."""
+    return not [each for each in settlements if each.problem or each.duplicate or each.window_only]
 
 
 def line_of(answer: LineProblem | Summary) -> bytes:

@@ -135,7 +135,8 @@ async def _store(context: GatewayContext, intake: _Intake) -> Response:
         return await _store_batch(context, intake.builder, intake.body)
     draft = build_one(intake.builder, intake.head, intake.body)
     (settlement,) = await settle(context, [draft], await submit(context, [draft]))
-    receipt = receipt_one(ReceiptWriter(context.router.epoch), draft, settlement, context)
+    count_one(context, draft, settlement)
+    receipt = ReceiptWriter(context.router.epoch).receipt(draft.id, draft.event.stream, settlement)
     response = _json(receipt, status=200 if receipt.duplicate else 201)
     response.headers["location"] = location_of(draft)
     return response
@@ -152,12 +153,11 @@ def build_one(builder: EventBuilder, head: ProduceHead, body: bytes) -> Draft:
             return builder.payload(body)
 
 
-def receipt_one(receipts: ReceiptWriter, draft: Draft, settlement: Settlement, context: GatewayContext) -> Receipt:
-    """Count the one event of a request and make its receipt. Raises the error that it was settled with."""
+def count_one(context: GatewayContext, draft: Draft, settlement: Settlement) -> None:
+    """Count the one event of a request. Raises the error that it was settled with."""
     if settlement.problem:
         raise error_of(settlement, draft.id)
     context.telemetry.ingested("duplicate" if settlement.duplicate else "stored")
-    return receipts.receipt(draft.id, draft.event.stream, settlement)
 
 
 def location_of(draft: Draft) -> str:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from gateway.bodies import SMALL_BODY, BodyKind, ProduceHead, read_head
 from gateway.lines import CHUNK_LINES, HEADERS, SHORT_BYTES, LineCutter, Lines
 from gateway.placement import submit_known, submit_one
-from gateway.produce import build_one, check_room, location_of, receipt_one, refusal
-from gateway.receipts import ReceiptWriter, encoder
+from gateway.produce import build_one, check_room, count_one, location_of, refusal
+from gateway.receipts import ReceiptWriter
 from gateway.short_posts import EventPost, LinesPost, serialized, status_line
 from gateway.submission import Chain
 from shared.errors import CdrsError, Overloaded
@@ -278,14 +278,12 @@ class Shortcut:
     def receipt(self, post: EventPost, draft: Draft, settlement: Settlement) -> bytes:
         """The answer to a request whose event is stored, as `produce.answer_one` makes it. Raises the error that the
         event was settled with."""
-        context = self.context
-        receipts = self._writer()
-        receipt = receipt_one(receipts, draft, settlement, context)
+        count_one(self.context, draft, settlement)
         if post.connection.default_headers is not self._head_of:
             self._write_starts(post.connection.default_headers)
-        body = encoder.encode(receipt)
+        body = self._writer().encoded(draft.id, draft.event.stream, settlement)
         return b"%b%d\r\ncontent-type: application/json\r\nlocation: %b%b%b" % (
-            self._starts[200 if receipt.duplicate else 201],
+            self._starts[200 if settlement.duplicate else 201],
             len(body),
             location_of(draft).encode("ascii"),
             b"\r\nconnection: close\r\n\r\n" if post.is_last else b"\r\n\r\n",

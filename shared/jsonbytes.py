@@ -22,7 +22,6 @@ MAX_DEPTH = 32
 """Deepest nesting of arrays and objects in a payload."""
 
 WHITE_SPACE = b" \t\r\n"
-_OPENING = frozenset(b"{[")
 
 _raw_value = msgspec.json.Decoder(msgspec.Raw)
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -70,13 +69,15 @@ def are_json(lines: Sequence[bytes], text: bytes) -> bool:
     with line feeds between them. False also where one of them has so many brackets that it may be too deep."""
     try:
         # The decoder takes what is between values for white space and no more: a line may hold two, two lines one.
-        if [bytes(value) for value in _raw_value.decode_lines(text)] != lines:
+        values = _raw_value.decode_lines(text)
+        if len(values) != len(lines) or b"\n".join(values) != text:
             return False
         if not text.isascii():
             text.decode("utf-8")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
-    begun = sum([line[0] in _OPENING for line in lines])
+    first = bytes([line[0] for line in lines])
+    begun = first.count(b"{") + first.count(b"[")
     if text.count(b"{") + text.count(b"[") - begun < MAX_DEPTH:
         return True
     return all(line.count(b"{") + line.count(b"[") <= MAX_DEPTH for line in lines)

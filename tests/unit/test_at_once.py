@@ -12,7 +12,7 @@ from shared.events import Draft, EventBuilder
 from shared.ids import UuidV7
 from shared.jsonbytes import MAX_DEPTH, WHITE_SPACE, are_json, is_json
 from shared.position import CursorWriter, Epoch, PartitionCursors
-from shared.records import Settlement, identities_of, identity_of
+from shared.records import NewEvent, Settlement, identities_of, identity_of
 
 DEEP = b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
 PIECES = [
@@ -117,11 +117,16 @@ settlements = st.builds(
 
 @given(st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"])), settlements)))
 @example([('a"b\\c@\n', Settlement(0, 0)), ("@", Settlement(0, 127)), ("ä", Settlement(1, 128))])
-def test_a_receipt_as_a_line(found: list[tuple[str, Settlement]]) -> None:
+def test_receipts_as_json(found: list[tuple[str, Settlement]]) -> None:
     writer = ReceiptWriter(Epoch(3, 7))
-    for name, settlement in found:
-        receipt = writer.receipt(name, "orders", settlement)
-        assert writer.line(name, "orders", settlement) == encoder.encode(receipt) + b"\n"
+    expected = [encoder.encode(writer.receipt(name, "orders", settlement)) for name, settlement in found]
+    assert [writer.encoded(name, "orders", settlement) for name, settlement in found] == expected
+    drafts = [Draft(name, NewEvent(b"", "orders", None, b"", 0, 1, 0)) for name, _ in found]
+    plain = [Settlement(settlement.partition, settlement.offset) for _, settlement in found]
+    expected = [
+        encoder.encode(writer.receipt(draft.id, "orders", each)) for draft, each in zip(drafts, plain, strict=True)
+    ]
+    assert writer.lines(drafts, plain) == b"".join(line + b"\n" for line in expected)
 
 
 @given(st.lists(st.integers(0, 1 << 40) | st.integers(0, 300)))
