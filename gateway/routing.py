@@ -150,12 +150,12 @@ class Router:
     @property
     def epoch(self) -> Epoch:
         """The log's incarnation. Raises `Unavailable` before the first node was reached."""
-        return self._known().epoch
+        return (self._info or self._known()).epoch
 
     @property
     def partitions(self) -> int:
         """How many partitions the log has. Raises `Unavailable` before the first node was reached."""
-        return self._known().partitions
+        return (self._info or self._known()).partitions
 
     def former(self, epoch: Epoch) -> Mapping[int, int] | None:
         """Per partition how far the log goes on with what it had in another epoch, at the same offsets; None: not at

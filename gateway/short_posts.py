@@ -79,12 +79,13 @@ class Post:
         self._problem(problem_response(InternalError(), instance=self._target.path))
 
     def _problem(self, response: Response) -> None:
-        self._send(serialized(response, self.connection, close=self.is_last))
+        close = self.is_last
+        self._send(serialized(response, self.connection, close=close), close=close)
 
-    def _send(self, answer: bytes) -> None:
+    def _send(self, answer: bytes, *, close: bool) -> None:
         context = self._shortcut.context
         context.telemetry.ingest_took(context.clock.monotonic() - self._started)
-        self.connection.answer(answer, close=self.is_last)
+        self.connection.answer(answer, close=close)
 
 
 class EventPost(Post):
@@ -105,7 +106,7 @@ class EventPost(Post):
             self.connection.spawn(self._settle_anew(draft, pending))
         else:
             note_stored(self._shortcut.context, [draft], [settlement])
-            self._answer(draft, own(draft, settlement))
+            self._answer(draft, own(draft, settlement) if settlement.duplicate else settlement)
 
     async def _settle_anew(self, draft: Draft, pending: Pending) -> None:
         """Somebody created the stream otherwise at this very moment: the event is routed anew."""
@@ -117,15 +118,16 @@ class EventPost(Post):
             self._answer(draft, settlement)
 
     def _answer(self, draft: Draft, settlement: Settlement) -> None:
+        close = self.is_last
         try:
-            answer = self._shortcut.receipt(self, draft, settlement)
+            answer = self._shortcut.receipt(self.connection, draft, settlement, close=close)
         except CdrsError as error:
             self.refuse(error)
         except Exception:
             logger.exception("a produce request failed")
             self.fail()
         else:
-            self._send(answer)
+            self._send(answer, close=close)
 
 
 class LinesPost(Post):
@@ -169,7 +171,8 @@ class LinesPost(Post):
             logger.exception("a produce request failed")
             self.fail()
         else:
-            self._send(self._shortcut.lines(self, answers))
+            close = self.is_last
+            self._send(self._shortcut.lines(self.connection, answers, close=close), close=close)
 
 
 def serialized(response: Response, connection: Connection, *, close: bool) -> bytes:

@@ -227,7 +227,8 @@ class Shortcut:
         builder.accepted_ms = context.clock.unix_ms()
         try:
             context.dispatcher.check()
-            draft = post.draft = build_one(builder, fields.head, body)
+            draft = builder.payload(body) if fields.is_bare else build_one(builder, fields.head, body)
+            post.draft = draft
             if draft.event.spread == SPREAD_UNKNOWN:  # what the catalog knew has run out at this very moment
                 return None
             post.pending = submit_one(context, draft, post.settled)
@@ -275,28 +276,30 @@ class Shortcut:
             return True
         return False
 
-    def receipt(self, post: EventPost, draft: Draft, settlement: Settlement) -> bytes:
+    def receipt(self, connection: Connection, draft: Draft, settlement: Settlement, *, close: bool) -> bytes:
         """The answer to a request whose event is stored, as `produce.answer_one` makes it. Raises the error that the
         event was settled with."""
         count_one(self.context, draft, settlement)
-        if post.connection.default_headers is not self._head_of:
-            self._write_starts(post.connection.default_headers)
+        default = connection.default_headers
+        if default is not self._head_of:
+            self._write_starts(default)
         body = self._writer().encoded(draft.id, draft.event.stream, settlement)
         return b"%b%d\r\ncontent-type: application/json\r\nlocation: %b%b%b" % (
             self._starts[200 if settlement.duplicate else 201],
             len(body),
             location_of(draft).encode("ascii"),
-            b"\r\nconnection: close\r\n\r\n" if post.is_last else b"\r\n\r\n",
+            b"\r\nconnection: close\r\n\r\n" if close else b"\r\n\r\n",
             body,
         )
 
-    def lines(self, post: LinesPost, answers: bytes) -> bytes:
+    def lines(self, connection: Connection, answers: bytes, *, close: bool) -> bytes:
         """The answer to lines, as `gateway.ndjson` makes it: in one chunk."""
-        if post.connection.default_headers is not self._head_of:
-            self._write_starts(post.connection.default_headers)
+        default = connection.default_headers
+        if default is not self._head_of:
+            self._write_starts(default)
         return b"%b%btransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
             self._lines_start,
-            b"connection: close\r\n" if post.is_last else b"",
+            b"connection: close\r\n" if close else b"",
             len(answers),
             answers,
         )

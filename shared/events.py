@@ -141,7 +141,8 @@ class EventBuilder:
 
     def payload(self, body: bytes, index: int = 0) -> Draft:
         """A bare JSON payload; ``index`` is the event's place in the request."""
-        self._check_size(body)
+        if len(body) > self._max_bytes:
+            self._check_size(body)
         check_json(body)
         return self._payload(one_line(body), index)
 

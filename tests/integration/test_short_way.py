@@ -364,8 +364,7 @@ async def test_a_fault_of_the_short_way_is_answered(
     def faulty(*_: object) -> None:
         raise RuntimeError("canary-in-an-exception")
 
-    monkeypatch.setattr("gateway.shortcut.build_one", faulty)
-    monkeypatch.setattr("gateway.produce.build_one", faulty)
+    monkeypatch.setattr("shared.events.EventBuilder.payload", faulty)
     answers = [await rounds(knowing(server.emptied()), post()) for server in servers]
     assert answers[0] == answers[1]
     assert [answer.split(b"\r\n", 1)[0] for answer in answers[0][0]] == [b"HTTP/1.1 500 Internal Server Error"] * ROUNDS
