@@ -7,6 +7,9 @@ import secrets
 import time
 from random import getrandbits
 
+_LAST_BYTES = 6
+"""Of the last group."""
+
 
 class UuidV7:
     """UUIDs of version 7 (RFC 9562, 5.7), ascending within a process (its method 2, "monotonic random").
@@ -36,7 +39,7 @@ class UuidV7:
             self._low += getrandbits(32) + 1
             if self._low >> self._LOW_BITS:
                 self._carry()
-        return f"{self._start}{self._low:012x}"
+        return self._start + self._low.to_bytes(_LAST_BYTES, "big").hex()
 
     def many(self, count: int) -> list[str]:
         """As many calls, of which only the first looks at the clock: a third of the price."""
@@ -48,7 +51,7 @@ class UuidV7:
                 self._low = low
                 self._carry()
                 start, low = self._start, self._low
-            ids.append(f"{start}{low:012x}")
+            ids.append(start + low.to_bytes(_LAST_BYTES, "big").hex())  # for half the price of a format
         self._low = low
         return ids
 

@@ -119,7 +119,10 @@ class PartitionRing:
         stop = min(stop, self.next)
         if streams is None:
             at = self._at(start)
-            found: Iterable[Record] = self._records[at : at + limit + 1]
+            rest = self._records[at : at + limit + 1]
+            if stop == self.next and len(rest) <= limit and sum([len(record.value) for record in rest]) <= max_bytes:
+                return rest, stop  # as a rule it is all there is
+            found: Iterable[Record] = rest
         elif len(streams) == 1:
             found = self._of_stream(streams[0], start)
         else:
