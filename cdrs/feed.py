@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from cdrs.history import HistoryReader
-from cdrs.tail import Tail
+from cdrs.tail import POLL_RECORDS, Tail
 from cdrs.tasks import Wakeup
 from shared.clock import Clock
 from shared.errors import LinkBroken, Unavailable
@@ -19,8 +19,9 @@ BATCH_BYTES = 1024 * 1024
 """What one batch holds at most (and the record that crosses the bound)."""
 HEARTBEAT = 0.8
 """Longest silence of a feed, in seconds; a little less than the second that the port promises."""
-PAUSE_AFTER = 1024
-"""Records handed out before the event loop gets a turn."""
+PAUSE_AFTER = POLL_RECORDS
+"""Records handed out before the event loop gets a turn: as many as the tail may read in one, or a feed falls behind it
+while much comes in."""
 RETRY = 0.2
 """Pause after a page of history failed or had nothing, in seconds."""
 
