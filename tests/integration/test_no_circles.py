@@ -18,7 +18,7 @@ from threaded_server import ThreadedServer, publish, threaded_server
 
 KINDS = frozenset({
     "ConfiguredProtocol", "RequestResponseCycle", "Request", "Subscription", "Subscriber", "FastConnection",
-    "LingeringTransport", "TCPTransport", "HttpRequestParser",
+    "LingeringTransport", "TCPTransport", "HttpRequestParser", "EventPost", "LinesPost", "Submission",
 })  # fmt: skip
 STREAMS = ("Subscriber", "FastConnection")
 
@@ -71,13 +71,14 @@ def test_plain_connections_leave_nothing(server: ThreadedServer) -> None:
     with leaving_nothing():
         for _ in range(10):
             with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as client:
-                for method, target, body in (
-                    ("GET", "/livez", None),
-                    ("POST", "/v1/streams/left.one/events", "1"),
-                    ("POST", "/v1/streams/left.one/events?receipts=errors", "1"),
-                    ("GET", "/nowhere", None),
+                for method, target, body, kind in (
+                    ("GET", "/livez", None, "json"),
+                    ("POST", "/v1/streams/left.one/events", "1", "json"),
+                    ("POST", "/v1/streams/left.one/events?receipts=errors", "1", "json"),
+                    ("POST", "/v1/streams/left.one/events", "1\n2\n", "x-ndjson"),
+                    ("GET", "/nowhere", None, "json"),
                 ):
-                    client.request(method, target, body, headers={"content-type": "application/json"})
+                    client.request(method, target, body, headers={"content-type": f"application/{kind}"})
                     client.getresponse().read()
 
 
