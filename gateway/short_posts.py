@@ -161,7 +161,12 @@ class LinesPost(Post):
 
     async def _settle_anew(self, pending: Pending) -> None:
         """As `EventPost` does."""
-        self.answer(await settle(self._shortcut.context, self._chunk.drafts, pending))
+        try:
+            settlements = await settle(self._shortcut.context, self._chunk.drafts, pending)
+        except CdrsError as error:
+            self.refuse(error)
+        else:
+            self.answer(settlements)
 
     def answer(self, settlements: Sequence[Settlement]) -> None:
         """Answer all lines, with one settlement for each event."""

@@ -41,7 +41,7 @@ KEPT = 2048
 MAX_BODY = 128 * 1024
 """Longest body that is taken here, in bytes: it has to arrive in one piece anyway."""
 
-_LINE = re.compile(rb"POST (/v1/streams/([A-Za-z0-9_.-]{1,200})/events) HTTP/1\.1")
+_LINE = re.compile(rb"POST (/v1/(?:streams/([A-Za-z0-9_.-]{1,200})/)?events)(\?receipts=errors)? HTTP/1\.1")
 _LENGTH = re.compile(rb"(?:^|\r\n)content-length:[ \t]*([0-9]{1,8})[ \t]*(?:\r\n|$)", re.IGNORECASE)
 _BARE = frozenset({BodyKind.PAYLOAD, BodyKind.NDJSON})
 _SINGULAR = (b"ce-", b"idempotency-key", b"cdrs-key")
@@ -79,7 +79,9 @@ class Target:
     """What a request line says."""
 
     path: str
-    stream: str
+    stream: str | None
+    """None: each event names its own. Such requests, and those of the next kind, are taken where they bring lines."""
+    errors_only: bool
     builder: EventBuilder
     """For payloads that bring neither key nor idempotency key."""
 
@@ -128,12 +130,13 @@ class Shortcut:
             match = _LINE.fullmatch(line)
             if match is None:
                 return None
-            stream = match[2].decode("ascii")
+            stream = None if match[2] is None else match[2].decode("ascii")
             try:
-                check_stream(stream, writable=True)
+                if stream is not None:
+                    check_stream(stream, writable=True)
             except CdrsError:
                 return None
-            target = Target(match[1].decode("ascii"), stream, self._builder(stream, None))
+            target = Target(match[1].decode("ascii"), stream, match[3] is not None, self._builder(stream, None))
             _keep(self._targets, line, target)
         return target
 
@@ -200,7 +203,7 @@ class Shortcut:
         if around is not None and around not in self._batches:
             _keep(self._batches, around, keep_alive)
 
-    def _builder(self, stream: str, head: ProduceHead | None) -> EventBuilder:
+    def _builder(self, stream: str | None, head: ProduceHead | None) -> EventBuilder:
         return EventBuilder(
             stream=stream,
             accepted_ms=0,
@@ -218,9 +221,12 @@ class Shortcut:
     def take(self, connection: Connection, target: Target, fields: Fields, body: bytes) -> Post | None:
         """Take a request, and answer it by and by; None where the application has to."""
         context = self.context
-        if context.catalog.cached_spread(target.stream) is None:
+        stream = target.stream
+        if stream is not None and context.catalog.cached_spread(stream) is None:
             return None
-        builder = target.builder if fields.is_bare else self._builder(target.stream, fields.head)
+        if not fields.is_lines and (stream is None or target.errors_only):
+            return None
+        builder = target.builder if fields.is_bare else self._builder(stream, fields.head)
         if fields.is_lines:
             return self._take_lines(connection, target, fields, builder, body)
         post = EventPost(self, connection, target, fields, context.clock.monotonic())
@@ -247,7 +253,7 @@ class Shortcut:
         if body.count(b"\n") >= CHUNK_LINES:
             return None
         started = context.clock.monotonic()
-        lines = Lines(context, builder, self._writer(), errors_only=False)
+        lines = Lines(context, builder, self._writer(), errors_only=target.errors_only)
         cutter = LineCutter(context.settings.gateway.max_event_bytes)
         try:
             context.dispatcher.check()

@@ -154,10 +154,17 @@ REQUESTS: dict[str, tuple[bytes, str]] = {
     "lines-most": (lines(*[b"1"] * 256), "short"),
     "lines-too-many": (lines(*[b"1"] * 257), NEVER),
     "lines-too-long": (lines(*[b'"' + b"x" * 1024 + b'"'] * 64), NEVER),
-    "lines-query": (post(b"1\n", NDJSON, ORDERS + "?receipts=errors"), NEVER),
+    "lines-errors-only": (post(b"1\n{\n2", NDJSON, ORDERS + "?receipts=errors"), "short"),
+    "lines-other-query": (post(b"1\n", NDJSON, ORDERS + "?receipts=all"), NEVER),
+    "errors-only": (post(b"1", JSON, ORDERS + "?receipts=errors"), NEVER),
     "lines-expect": (lines(b"1", headers={"Expect": "100-continue"}), NEVER),
     "lines-ce-field": (lines(b"1", headers={"ce-type": "x"}), "short"),
-    "lines-many-streams": (post(event(cdrsstream="orders"), NDJSON, "/v1/events"), NEVER),
+    "lines-many-streams": (post(event(cdrsstream="orders") + b"\n1", NDJSON, "/v1/events"), "short"),
+    "lines-many-streams-errors-only": (
+        post(event(cdrsstream="orders") + b"\n1", NDJSON, "/v1/events?receipts=errors"),
+        "short",
+    ),
+    "lines-many-streams-none": (post(b"", NDJSON | {"Content-Length": "0"}, "/v1/events"), "short"),
     "many-streams": (post(event(cdrsstream="orders"), STRUCTURED, "/v1/events"), NEVER),
 }
 
