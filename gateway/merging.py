@@ -84,31 +84,38 @@ class Run:
             await asyncio.sleep(_NOT_THERE_YET)  # the node that answered has not read so far yet
         lost = losses(page)
         self._covered = max(page.next, self._covered)
-        wanted = (record for record in page.records if self._wanted(record))
-        self._buffer = self._with_missing(page.records, lost, self._last_ms) if lost else wanted
+        # Without a hold on this object: what was read would stay until the collector came.
+        if lost:
+            self._buffer = _with_missing(self._selection, self.partition, page.records, lost, self._last_ms)
+        else:
+            self._buffer = _wanted(self._selection, page.records)
         if page.records:
             self._last_ms = page.records[-1].append_ms
 
-    def _with_missing(
-        self, records: Sequence[Record], lost: Sequence[tuple[Loss, int, int]], last_ms: int
-    ) -> Iterator[Item]:
-        at = 0
-        for reason, first, stop in lost:
-            while at < len(records) and records[at].offset < first:
-                record = records[at]
-                last_ms, at = record.append_ms, at + 1
-                if self._wanted(record):
-                    yield record
-            yield Missing(reason, self.partition, first, stop, last_ms)
-        for record in records[at:]:
-            if self._wanted(record):
-                yield record
 
-    def _wanted(self, record: Record) -> bool:
-        selection = self._selection
+def _wanted(selection: Selection, records: Sequence[Record]) -> Iterator[Record]:
+    for record in records:
         if selection.patterns and not selection.matches_stream(record.stream):
-            return False
-        return selection.filter is None or selection.filter.matches(attributes_of(record))
+            continue
+        if selection.filter is None or selection.filter.matches(attributes_of(record)):
+            yield record
+
+
+def _with_missing(
+    selection: Selection,
+    partition: int,
+    records: Sequence[Record],
+    lost: Sequence[tuple[Loss, int, int]],
+    last_ms: int,
+) -> Iterator[Item]:
+    at = 0
+    for reason, first, stop in lost:
+        before = at
+        while at < len(records) and records[at].offset < first:
+            last_ms, at = records[at].append_ms, at + 1
+        yield from _wanted(selection, records[before:at])
+        yield Missing(reason, partition, first, stop, last_ms)
+    yield from _wanted(selection, records[at:])
 
 
 async def merged(
