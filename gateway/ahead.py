@@ -11,6 +11,10 @@ import re
 MOST = 248 * 1024
 """Bytes kept for one connection of what came behind the request that is being answered, parsed or not; with that one it
 is 256 KiB."""
+PARSED = 32 * 1024
+"""Of that, bytes of requests that are parsed: more are no sooner answered."""
+UNREAD = 32 * 1024
+"""Bytes kept of what a client sends ahead that does not take an answer written in pieces. Who sends more is cut."""
 PIECES = (256, 2048, 16384)
 """Bytes that are parsed between two looks at how much has come together: as many of these as fit."""
 REQUEST = 2560
@@ -35,7 +39,7 @@ def piece(data: bytes, start: int, parsed: int) -> tuple[int, int]:
     for size in PIECES:
         stop = min(start + size, len(data))
         taken = parsed + cost(data, start, stop)
-        if taken + len(data) - stop > MOST:
+        if taken > PARSED or taken + len(data) - stop > MOST:
             break
         end, total = stop, taken
         if stop == len(data):

@@ -12,9 +12,10 @@ import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from gateway import ahead
 from gateway.catch_up import catch_up
-from gateway.lingering import CLOSE_TIMEOUT
-from gateway.stalls import outstanding, set_kernel_timeout
+from gateway.lingering import LingeringTransport
+from gateway.sockets import ANSWER_SEND_BUFFER, bound_sending, narrow_receiving, outstanding, set_kernel_timeout
 from gateway.subscriber import NO_SOCKET, Subscriber
 from gateway.views import http_chunk
 from shared.errors import ServerError
@@ -58,7 +59,7 @@ class FastConnection(asyncio.Protocol):
         self._selection: Selection | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._closing: asyncio.TimerHandle | None = None
+        self._closing: LingeringTransport | None = None
         origin.lend(self)
         transport.set_protocol(self)
         # One write that the client has not taken is the whole buffer. Where something is left of an earlier answer
@@ -148,13 +149,13 @@ class FastConnection(asyncio.Protocol):
             self._origin.forget(self)
             self._origin.take_back(transport, self._received, is_paused=self._paused)
         else:
-            self._bound_close()
-            transport.close()
+            self._close(is_sending=bool(self._received))
 
-    def _bound_close(self) -> None:
-        """The transport closes once everything is written: that has an end for a client that does not take it."""
-        if self._closing is None and self._transport.get_write_buffer_size():
-            self._closing = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._transport.abort)
+    def _close(self, *, is_sending: bool) -> None:
+        """Once everything is written: that has an end for a client that does not take it."""
+        loop = asyncio.get_running_loop()
+        self._closing = LingeringTransport(self._transport, lambda: is_sending, loop)
+        self._closing.close()
 
     def _end(self) -> None:
         """Nothing is written any more. Idempotent."""
@@ -169,14 +170,15 @@ class FastConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._closing is not None:
-            self._closing.cancel()
+            self._closing.lost()
         self._leave("client")
         self._origin.forget(self)
 
     def eof_received(self) -> bool:
         """Whoever follows an event stream and ends its side has gone, as on the portable path."""
         self._leave("client")
-        self._bound_close()
+        if self._closing is None:
+            self._close(is_sending=False)
         return False
 
     def _leave(self, reason: str) -> None:
@@ -187,14 +189,25 @@ class FastConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """The next request, sent ahead: it waits until the stream has ended. No more is read meanwhile."""
+        if self.is_over:
+            return
         self._received += data
         self._transport.pause_reading()
+        # Whoever sends more and reads nothing shall not hold more than others.
+        narrow_receiving(self._transport)
+        bound_sending(self._transport, ANSWER_SEND_BUFFER)
+        self._look_behind()
+
+    def _look_behind(self) -> None:
+        if self._paused and len(self._received) > ahead.UNREAD:
+            self.cut()
 
     def pause_writing(self) -> None:
         self._hold()
         self._paused = True
         if not self.is_over:  # else its last blocks; the connection is another's before they have left
             self._context.hub.stalls.add(self)
+            self._look_behind()
 
     def resume_writing(self) -> None:
         self._paused = False
@@ -217,7 +230,7 @@ class FastConnection(asyncio.Protocol):
         return outstanding(self._transport)
 
     def set_kernel_timeout(self, seconds: float) -> None:
-        """See `gateway.stalls`."""
+        """See `gateway.sockets`."""
         set_kernel_timeout(self._transport, seconds)
 
     def cut(self) -> None:

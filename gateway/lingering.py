@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from gateway.sockets import outstanding
+
 LINGER = 2.0
-"""Seconds in which a client can take an answer that came before it had sent everything."""
+"""Seconds after which a client that is still sending has taken the answer, or does not want it."""
 CLOSE_TIMEOUT = 10.0
 """Seconds in which a client has to take what was written before a close."""
 
@@ -26,6 +28,7 @@ class LingeringTransport:
         self._must_linger = must_linger
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
+        self._deadline = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -39,12 +42,20 @@ class LingeringTransport:
         if self.is_closing():
             return
         if self._must_linger() and self._transport.can_write_eof():
-            self._timer = self._loop.call_later(LINGER, self._transport.abort)
+            self._deadline = self._loop.time() + CLOSE_TIMEOUT
+            self._timer = self._loop.call_later(LINGER, self._has_lingered)
             self._transport.write_eof()
             self._transport.resume_reading()
         else:
             self._timer = self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
             self._transport.close()
+
+    def _has_lingered(self) -> None:
+        """A large answer takes longer: as long as every other one that is written before a close."""
+        if outstanding(self._transport) and self._loop.time() < self._deadline:
+            self._timer = self._loop.call_later(LINGER, self._has_lingered)
+        else:
+            self._transport.abort()
 
     def lost(self) -> None:
         """The connection has ended."""

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from gateway.sockets import ANSWER_SEND_BUFFER, bound_sending, widen_receiving
+
 
 class ServerState(Protocol):
     """Of uvicorn: what its server and its connections share."""
@@ -36,11 +38,12 @@ class Origin:
         """The stream has ended and the client may send its next request; ``received`` is what it has sent already.
         ``is_paused``: the transport has asked for a pause in writing, and not yet taken it back."""
         protocol = self._make(self._config, self._state, self._app_state)
-        transport.set_write_buffer_limits()
+        bound_sending(transport, ANSWER_SEND_BUFFER)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         if is_paused:
             protocol.pause_writing()
         transport.resume_reading()
         if received:
+            widen_receiving(transport)
             protocol.data_received(received)

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from gateway import ahead
@@ -24,6 +23,7 @@ from gateway.heads import check_head, headers_too_large
 from gateway.lingering import LingeringTransport
 from gateway.origin import Origin
 from gateway.problems import raw_problem
+from gateway.watched import WatchedProtocol
 from shared.descriptors import Room
 from shared.errors import CdrsError, InvalidRequest, MethodNotAllowed, RequestTimeout, UriTooLong
 from shared.settings import GatewaySettings
@@ -44,20 +44,9 @@ Detached = tuple[asyncio.Transport, Origin, bool]
 logger = logging.getLogger(__name__)
 
 
-class _Flow(FlowControl):
-    """An application that waits for its client makes uvicorn read on. Not while requests wait for their answers."""
-
-    must_wait = False
-
-    def resume_reading(self) -> None:
-        if not self.must_wait:
-            super().resume_reading()
-
-
-class CdrsHttpProtocol(HttpToolsProtocol):
+class CdrsHttpProtocol(WatchedProtocol):
     """One client's connection."""
 
-    flow: _Flow
     limits = GatewaySettings()
     hosts: ClassVar[frozenset[bytes] | None] = None
     """Names with a dot that a client may call us by; None: any."""
@@ -92,6 +81,8 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         """What those take that are parsed and wait for their turn."""
         self._has_eof = False
         """The client has ended its side, and what it sent before is still to be parsed."""
+        self._is_leaving = False
+        """The server leaves; the connection ends with the last answer."""
         self.is_surplus = False
         """There are nearly too many connections: this one is served one request, and no stream."""
 
@@ -102,7 +93,6 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         held = weakref.WeakMethod(self._must_linger)
         lingering = LingeringTransport(transport, lambda: (ask := held()) is not None and ask(), self.loop)
         super().connection_made(cast("asyncio.Transport", lingering))
-        self.flow = _Flow(cast("asyncio.Transport", lingering))
         if self.room is not None and len(self.connections) > self.room.served:
             self.is_surplus = True
             if len(self.connections) > self.room.most:
@@ -130,6 +120,8 @@ class CdrsHttpProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client ends its side. In the middle of a request that makes the request void; a producer still gets its
         answer; for everything else (an event stream) it means that the client has gone."""
+        if self.transport.is_closing():
+            return False
         self._has_eof = bool(self._behind)
         if self._has_eof:
             return True
@@ -149,6 +141,8 @@ class CdrsHttpProtocol(HttpToolsProtocol):
 
     def _parse_all(self, data: bytes) -> None:
         """Parse as much as may be, piece by piece; the rest waits, and nothing is read meanwhile."""
+        if self.transport.is_closing():
+            return
         at = 0
         while at < len(data) and not self._is_over:
             stop, self._ahead = ahead.piece(data, at, self._ahead if self.pipeline else 0)
@@ -162,6 +156,10 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         self.flow.must_wait = bool(self.pipeline or self._behind)
         if self.flow.must_wait:
             self.flow.pause_reading()
+            self._look_behind()
+
+    def _behind_bytes(self) -> int:
+        return len(self._behind) + (self._ahead if self.pipeline else 0)
 
     def _is_due(self) -> bool:
         """Whether what comes next belongs to the request under way, or there is none."""
@@ -305,6 +303,7 @@ class CdrsHttpProtocol(HttpToolsProtocol):
         self._is_over = True
         self._stop_head_timer()
         self._unset_keepalive_if_required()
+        self._unwatch()
         self.connections.discard(self)
         made = type(self)
         if made.origin is None:
@@ -348,10 +347,16 @@ class CdrsHttpProtocol(HttpToolsProtocol):
             self._stop_head_timer()
             self._head_timer = self.loop.call_later(self.limits.header_timeout, self._head_timed_out)
 
+    def shutdown(self) -> None:
+        self._is_leaving = True
+        super().shutdown()
+
     def _must_linger(self) -> bool:
-        self._is_over = True
+        """Whether the client may still be sending: what it has not taken yet would be lost with a close."""
+        self._is_over, self._behind = True, b""
         cycle = self._current()
-        return self._in_head or (cycle is not None and cycle.more_body)
+        is_sending = self._in_head or (cycle is not None and cycle.more_body)
+        return is_sending or (self._is_leaving and self.outstanding() > 0)
 
     # --- refusing --------------------------------------------------------------------------------
 

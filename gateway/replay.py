@@ -8,7 +8,8 @@ built on the way is shared with whoever comes the same way (`gateway.segments`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from gateway.asking import ask
 from gateway.hub import Hub
@@ -28,6 +29,9 @@ READ_TIMEOUT = 10.0
 QUESTIONS_AT_ONCE = 48
 """Pages that are asked of the nodes at the same time: fewer than a link has connections for questions, so that the time
 of a question is the node's alone."""
+PAGES_AT_ONCE = 4
+"""Pages for clients that are read at the same time. What is read ahead for one of them takes up to a megabyte, and time
+of this process, of which more at once would be no faster; while its client takes nothing, nothing is read for it."""
 QUEUE_TIMEOUT = 10.0
 """Seconds that a reader waits for its turn to ask. Nothing is written to it meanwhile, and proxies cut who is silent
 for long: it is sent away in words before that."""
@@ -49,6 +53,7 @@ class HistoryReader:
         self._segments = Segments(hub)
         self._turnstile = Turnstile(OFFSETS_A_TURN)
         self._questions = asyncio.Semaphore(QUESTIONS_AT_ONCE)
+        self._pages = asyncio.Semaphore(PAGES_AT_ONCE)
 
     def segment(self, subscriber: Subscriber, selection: Selection, position: Mapping[int, int]) -> Segment:
         """History of a selection from a position on as ready frames. The subscriber stands at the place of its view
@@ -70,15 +75,12 @@ class HistoryReader:
                     query.start, query.stop, limit=query.limit, max_bytes=query.max_bytes, streams=query.streams
                 )
                 return HistoryPage(records, reached)
-        try:
-            async with asyncio.timeout(QUEUE_TIMEOUT):
-                await self._questions.acquire()
-        except TimeoutError as error:
-            raise Unavailable("too many ask for history", retry_after=5) from error
-        try:
+        async with _turn(self._questions):
             return await self._ask(query)
-        finally:
-            self._questions.release()
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """The turn of one who reads a page for a client. Raises `Unavailable` when it does not come."""
+        return _turn(self._pages)
 
     def _covers(self, query: PageQuery) -> bool:
         ring = self._hub.rings.get(query.partition)
@@ -96,6 +98,19 @@ class HistoryReader:
                 if self._clock.monotonic() >= deadline:
                     raise Unavailable("no node can be asked for history", retry_after=1) from error
             await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def _turn(among: asyncio.Semaphore) -> AsyncGenerator[None]:
+    try:
+        async with asyncio.timeout(QUEUE_TIMEOUT):
+            await among.acquire()
+    except TimeoutError as error:
+        raise Unavailable("too many ask for history", retry_after=5) from error
+    try:
+        yield
+    finally:
+        among.release()
 
 
 class Replay:

@@ -14,6 +14,8 @@ from gateway.accepting import Acceptor
 from gateway.short_protocol import http_protocol
 from gateway.short_streams import StreamShortcut
 from gateway.shortcut import Shortcut
+from gateway.sockets import ANSWER_SEND_BUFFER
+from gateway.stalls import StallWatch
 from shared.embedded_server import EmbeddedServer
 from shared.settings import GatewaySettings
 
@@ -52,13 +54,17 @@ async def serve(
     shortcut: Shortcut | None = None,
     streams: StreamShortcut | None = None,
     hosts: frozenset[bytes] | None = None,
+    stalls: StallWatch | None = None,
 ) -> None:
     """Serve on all these until ``stop`` is set and the connections have ended, at most ``drain_timeout`` later.
 
     ``shortcut``: what serves plain POSTs without the application; ``streams``: what serves event streams so; ``hosts``:
-    `CdrsHttpProtocol.hosts`."""
+    and ``stalls``: those of `CdrsHttpProtocol`."""
+    for listener in listeners:
+        # What comes in through it has the same: the kernel would let it grow to megabytes for one large answer.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ANSWER_SEND_BUFFER)
     protocol = cast("type[CdrsHttpProtocol]", http_protocol(settings, shortcut, streams))
-    protocol.hosts = hosts
+    protocol.hosts, protocol.stalls = hosts, stalls
     config = uvicorn.Config(
         app,
         http=protocol,

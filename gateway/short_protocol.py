@@ -53,11 +53,8 @@ class ShortcutProtocol(CdrsHttpProtocol):
         self._has_more = False
         """Something that came behind it is still to be looked at."""
         self._rest_timer: asyncio.TimerHandle | None = None
-        self._has_waited = False
         self._has_ended = False
         """The client has ended its side since the request was taken."""
-        self._is_leaving = False
-        """The server leaves; the connection ends with the last answer."""
         self._block: bytes | None = None
         """The header fields of the request that the parser is fed by itself, as it may take the short way."""
         self._length = 0
@@ -68,7 +65,7 @@ class ShortcutProtocol(CdrsHttpProtocol):
         """What the parser is fed is one whole request without a body, and nothing else is under way."""
         self._visit: Visit | None = None
         """The request for an event stream that waits for its turn."""
-        self._is_whole = self._is_answered = False
+        self._is_whole = self._is_answered = self._has_waited = False
         self._unwanted_rest = 0
         """Bytes still to come of the body of a request that was refused."""
         self._answered_at = 0.0
@@ -118,12 +115,11 @@ class ShortcutProtocol(CdrsHttpProtocol):
             self._go_on()
 
     def shutdown(self) -> None:
-        if self._post is not None or self._visit is not None:
-            self._is_leaving = True
-            return
-        if self._held:
-            super().data_received(self._unhold())
-        super().shutdown()
+        self._is_leaving = True
+        if self._post is None and self._visit is None:
+            if self._held:
+                super().data_received(self._unhold())
+            super().shutdown()
 
     # --- one request after the other -------------------------------------------------------------
 
@@ -321,6 +317,10 @@ class ShortcutProtocol(CdrsHttpProtocol):
     def _hold(self, data: bytes) -> None:
         self._held += data
         self.flow.pause_reading()
+        self._look_behind()
+
+    def _behind_bytes(self) -> int:
+        return super()._behind_bytes() + len(self._held)
 
     def _unhold(self) -> bytes:
         data, self._held = self._held, b""

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Protocol
 from starlette.requests import Request
 
 from gateway.asked import Asked, read_asked
-from gateway.event_stream import bound_socket, head_fields
+from gateway.event_stream import head_fields
 from gateway.negotiation import prefers_json
+from gateway.sockets import bound_socket
 from gateway.subscribe import Subscription
 from shared.errors import CdrsError
 

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import socket
-import struct
-import termios
-from contextlib import suppress
 from typing import Protocol
 
 from shared.clock import Clock
@@ -16,25 +11,6 @@ LOOKS = 16
 """How often a stalled connection is looked at before it is cut."""
 SLICE = 64
 """Connections looked at before the loop gets a turn: each is a call into the kernel."""
-
-
-def outstanding(transport: asyncio.Transport) -> int:
-    """Bytes that have not reached the client: ours, and what the kernel holds unacknowledged."""
-    size = transport.get_write_buffer_size()
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        with suppress(OSError, ValueError):
-            waiting = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-            size += int(struct.unpack("i", waiting)[0])
-    return size
-
-
-def set_kernel_timeout(transport: asyncio.Transport, seconds: float) -> None:
-    """How long the kernel waits for a client that has vanished; 0: as long as it retransmits."""
-    sock = transport.get_extra_info("socket")
-    with suppress(OSError, ValueError):  # the client may have gone already
-        if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
 
 
 class Stallable(Protocol):

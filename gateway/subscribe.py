@@ -17,11 +17,12 @@ from starlette.types import Receive, Scope, Send
 from gateway.asked import Asked, read_asked
 from gateway.catch_up import CAUGHT_UP, catch_up
 from gateway.context import GatewayContext
-from gateway.event_stream import EventStream, bound_socket, detachable, own_connection, send_head, transport_of
+from gateway.event_stream import EventStream, detachable, own_connection, send_head, transport_of
 from gateway.fast import FastConnection
 from gateway.negotiation import Coding, prefers_json
 from gateway.pages import page_response
 from gateway.selection import select, select_now
+from gateway.sockets import bound_socket
 from gateway.starts import Start, resolve_start, start_now
 from gateway.subscriber import Subscriber, Writer
 from gateway.views import Selection

@@ -175,6 +175,7 @@ class GatewayRole:
             shortcut=Shortcut(self.context),
             streams=StreamShortcut(self.context) if self._settings.sse.write_path != "portable" else None,
             hosts=_hosts(self._settings),
+            stalls=self._hub.stalls,
         )
 
     async def _follow(self) -> None:

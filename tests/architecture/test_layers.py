@@ -37,7 +37,14 @@ FENCES = {
     "sse_starlette": ("gateway/",),
     "starlette": ("gateway/", "cdrs/", "services/"),
     "typer": ("services/cli/",),
-    "uvicorn": ("shared/embedded_server.py", "gateway/server.py", "gateway/protocol.py", "cdrs/server.py", "services/"),
+    "uvicorn": (
+        "shared/embedded_server.py",
+        "gateway/server.py",
+        "gateway/protocol.py",
+        "gateway/watched.py",
+        "cdrs/server.py",
+        "services/",
+    ),
     "uvloop": ("services/",),
 }
 """Package → where it may be imported. What is not listed here may not be imported anywhere but is free where it is."""

@@ -14,8 +14,8 @@ from cdrs_process import wait_until
 from following import Follower, all_gone, following
 from threaded_server import ThreadedServer, metric, publish, threaded_server
 
-from gateway.event_stream import PORTABLE_SEND_BUFFER, SEND_BUFFER
 from gateway.protocol import CdrsHttpProtocol
+from gateway.sockets import ANSWER_SEND_BUFFER, SEND_BUFFER
 
 STALL_TIMEOUT = 2.0
 COUNT = 200
@@ -66,7 +66,7 @@ def test_the_kernel_keeps_little_and_not_for_long(
         follower.opened()
         (transport,) = made
         sock = transport.get_extra_info("socket")
-        bound = SEND_BUFFER if write_path == "fast" else PORTABLE_SEND_BUFFER
+        bound = SEND_BUFFER if write_path == "fast" else ANSWER_SEND_BUFFER
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * bound, "Linux counts it twice"
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == STALL_TIMEOUT * 1000
@@ -80,8 +80,7 @@ def test_half_closed_and_reading_nothing_has_an_end(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    for module in ("fast", "lingering"):
-        monkeypatch.setattr(f"gateway.{module}.CLOSE_TIMEOUT", 0.3)
+    monkeypatch.setattr("gateway.lingering.CLOSE_TIMEOUT", 0.3)
     sse = {"write_path": write_path, "stall_timeout": 60}  # nor does the kernel end it
     with threaded_server(tmp_path_factory.mktemp("half"), loop=loop, **sse) as server:
         made.clear()

@@ -15,6 +15,7 @@ from threaded_server import ThreadedServer, metric, publish, threaded_server
 from gateway import lingering
 from gateway.fast import FastConnection
 from gateway.protocol import CdrsHttpProtocol
+from gateway.watched import WRITE_BUFFER
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_half_closed_it_is_closed_in_time(
     server: ThreadedServer, made: list[asyncio.Transport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lingering, "CLOSE_TIMEOUT", 0.3)
-    with asking(server, "/v1/streams/untaken/events?limit=300") as client:
+    with asking(server, "/openapi.json") as client:
         wait_until(lambda: made and made[0].get_write_buffer_size(), 10, "an answer that waits")
         client.shutdown(socket.SHUT_WR)
         wait_until(lambda: not made[0].get_write_buffer_size(), 10, "its end")
@@ -66,10 +67,10 @@ def test_half_closed_it_is_closed_in_time(
 def test_a_stream_behind_it_is_not_written_into_memory(
     server: ThreadedServer, made: list[asyncio.Transport], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with asking(server, "/v1/streams/untaken/events?limit=20") as client:
+    with asking(server, "/v1/streams/untaken/events?limit=10") as client:
         wait_until(lambda: made and made[0].get_write_buffer_size(), 10, "an answer that waits")
         before = made[0].get_write_buffer_size()
-        assert before < 65536, "else uvicorn itself waits, and the stream is not taken over"
+        assert before < WRITE_BUFFER, "else uvicorn itself waits, and the stream is not taken over"
         stream = b"GET /v1/streams/untaken/events?from=earliest HTTP/1.1\r\nHost: test\r\n\r\n"
         client.sendall(stream)
         wait_until(lambda: metric(server, "cdrs_sse_connections ") == 1, 10, "the stream")

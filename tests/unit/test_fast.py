@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from hand_clock import HandClock
 
+from gateway import ahead
 from gateway.fast import FastConnection
 from gateway.stalls import StallWatch
 
@@ -25,7 +26,7 @@ class FullTransport:
 
     def get_extra_info(self, _name: str) -> Any:
         """The socket."""
-        return SimpleNamespace(fileno=lambda: -1)
+        return SimpleNamespace(fileno=lambda: -1, setsockopt=lambda *_: None)
 
     def abort(self) -> None:
         self.was_aborted = True
@@ -36,8 +37,14 @@ class FullTransport:
     def set_write_buffer_limits(self, high: int | None = None) -> None:
         """As a transport that is empty."""
 
+    def pause_reading(self) -> None:
+        """As one that reads."""
+
     def resume_reading(self) -> None:
         """As one that reads."""
+
+    def close(self) -> None:
+        """Once everything is written, so never."""
 
     def is_closing(self) -> bool:
         return False
@@ -82,7 +89,7 @@ def test_a_finished_stream_and_its_subscriber_do_not_hold_each_other() -> None:
 
 
 async def test_half_closed_with_bytes_to_take_it_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.fast.CLOSE_TIMEOUT", 0)
+    monkeypatch.setattr("gateway.lingering.CLOSE_TIMEOUT", 0)
     transport = FullTransport()
     connection, stalls = connected(transport, Lender(), keep_alive=True)
     connection.pause_writing()
@@ -93,8 +100,24 @@ async def test_half_closed_with_bytes_to_take_it_has_an_end(monkeypatch: pytest.
         await asyncio.sleep(0)
 
 
+@pytest.mark.parametrize("comes_first", ["the flood", "the pause"])
+def test_who_sends_on_without_end_and_takes_nothing_is_cut(comes_first: str) -> None:
+    transport = FullTransport()
+    connection, stalls = connected(transport, Lender(), keep_alive=True)
+    if comes_first == "the pause":
+        connection.pause_writing()
+    connection.data_received(b"x" * ahead.UNREAD)
+    assert not transport.was_aborted
+    connection.data_received(b"x")
+    if comes_first == "the flood":
+        assert not transport.was_aborted, "it may read everything"
+        connection.pause_writing()
+    assert transport.was_aborted
+    assert not len(stalls)
+
+
 async def test_an_end_that_has_come_needs_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.fast.CLOSE_TIMEOUT", 0)
+    monkeypatch.setattr("gateway.lingering.CLOSE_TIMEOUT", 0)
     for is_empty in (True, False):
         transport = FullTransport()
         transport.is_empty = is_empty

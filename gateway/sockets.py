@@ -1,0 +1,91 @@
+"""What the kernel keeps of a connection, and for how long: looked at and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import socket
+import struct
+import termios
+from contextlib import suppress
+
+SEND_BUFFER = 80 * 1024
+"""What the kernel may hold for one subscriber, in bytes: it would let the buffer of a stalled one grow to megabytes. It
+counts twice as much, for its bookkeeping; with a write of `sse.write_bytes` that is 224 KiB for one who never reads."""
+ANSWER_SEND_BUFFER = 40 * 1024
+"""The same for every other answer, and on the portable path, where such a client also holds a write before the
+transport, and a task."""
+NARROW = 4 * 1024
+"""What it may receive, twice as well, for a client that sends on and does not read. What it was ready to take comes
+besides, with some 64 KiB."""
+_WIDE = 64 * 1024
+"""The same to begin with for a client that reads again; from there the kernel lets it grow as that of a new one."""
+_SO_BUF_LOCK = 72
+_SO_RCVBUF_LOCK = 2
+"""Of Linux 5.14: the buffer is of a set size. Python has no names for them."""
+
+
+def outstanding(transport: asyncio.Transport) -> int:
+    """Bytes that have not reached the client: ours, and what the kernel holds unacknowledged."""
+    size = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        with suppress(OSError, ValueError):
+            waiting = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+            size += int(struct.unpack("i", waiting)[0])
+    return size
+
+
+def unread(transport: asyncio.Transport) -> int:
+    """Bytes that the client has sent and that were not read."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        with suppress(OSError, ValueError):
+            return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0])
+    return 0
+
+
+def set_kernel_timeout(transport: asyncio.Transport, seconds: float) -> None:
+    """How long the kernel waits for a client that has vanished; 0: as long as it retransmits."""
+    sock = transport.get_extra_info("socket")
+    with suppress(OSError, ValueError):  # the client may have gone already
+        if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
+
+
+def bound_socket(transport: asyncio.Transport | None, stall_timeout: float, *, send_buffer: int = SEND_BUFFER) -> None:
+    """Bound what the kernel keeps for a client that does not read, and how long it waits for one that has vanished."""
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if transport is None or sock is None:
+        return
+    bound_sending(transport, send_buffer)
+    with suppress(OSError, ValueError):
+        if sock.family in {socket.AF_INET, socket.AF_INET6}:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            set_kernel_timeout(transport, stall_timeout)
+
+
+def bound_sending(transport: asyncio.Transport, size: int) -> None:
+    """How much the kernel keeps of what is written; what it has already is kept."""
+    sock = transport.get_extra_info("socket")
+    with suppress(OSError, ValueError):  # the client may have gone already
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+
+def narrow_receiving(transport: asyncio.Transport) -> None:
+    """The kernel shall keep little of what the client sends."""
+    sock = transport.get_extra_info("socket")
+    with suppress(OSError, ValueError):
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
+
+
+def widen_receiving(transport: asyncio.Transport) -> None:
+    """It may be as much again as the client is fast."""
+    sock = transport.get_extra_info("socket")
+    with suppress(OSError, ValueError):  # an older kernel leaves it at this
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WIDE)
+            locks = sock.getsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, locks & ~_SO_RCVBUF_LOCK)
