@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING
 from gateway import ahead
 from gateway.catch_up import catch_up
 from gateway.lingering import LingeringTransport
-from gateway.sockets import ANSWER_SEND_BUFFER, bound_sending, narrow_receiving, outstanding, set_kernel_timeout
-from gateway.subscriber import NO_SOCKET, Subscriber
+from gateway.sockets import (
+    ANSWER_SEND_BUFFER,
+    NO_SOCKET,
+    bound_sending,
+    narrow_receiving,
+    outstanding,
+    plain_socket,
+    set_kernel_timeout,
+)
 from gateway.views import http_chunk
 from shared.errors import ServerError
 from shared.sse import bye_block
@@ -24,17 +31,12 @@ from shared.sse import bye_block
 if TYPE_CHECKING:
     from gateway.context import GatewayContext
     from gateway.origin import Origin
+    from gateway.subscriber import Subscriber
     from gateway.views import Selection
 
 log = logging.getLogger(__name__)
 
 LAST_CHUNK = b"0\r\n\r\n"
-
-
-def plain_socket(transport: asyncio.Transport) -> int:
-    """The descriptor to which its bytes could as well be written, where it changes nothing about them."""
-    sock = transport.get_extra_info("socket")
-    return NO_SOCKET if sock is None or transport.get_extra_info("sslcontext") is not None else int(sock.fileno())
 
 
 class FastConnection(asyncio.Protocol):

@@ -71,13 +71,12 @@ class ReceiptWriter:
     def lines(self, drafts: Sequence[Draft], settlements: Sequence[Settlement]) -> bytes:
         """`encoded` of many, each with a line feed behind it; they are new, and nothing is unusual about any."""
         lines: list[bytes] = []
-        encode, last = encoder.encode, -1
+        encode, known = encoder.encode, self._templates.get
         for draft, settlement in zip(drafts, settlements, strict=True):
-            partition, offset = settlement.partition, settlement.offset
-            if partition != last:
-                cursors, template = self._templates.get(partition) or self._template(partition)
-                last, bytes_at = partition, cursors.bytes_at
-            lines.append(template % (encode(draft.id), draft.event.stream.encode(), bytes_at(offset + 1), offset))
+            offset = settlement.offset
+            cursors, template = known(settlement.partition) or self._template(settlement.partition)
+            written = encode(draft.id), draft.event.stream.encode(), cursors.bytes_at(offset + 1), offset
+            lines.append(template % written)
         lines.append(b"")
         return b"\n".join(lines)
 

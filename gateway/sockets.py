@@ -20,9 +20,17 @@ NARROW = 4 * 1024
 besides, with some 64 KiB."""
 _WIDE = 64 * 1024
 """The same to begin with for a client that reads again; from there the kernel lets it grow as that of a new one."""
+NO_SOCKET = -1
+"""No descriptor."""
 _SO_BUF_LOCK = 72
 _SO_RCVBUF_LOCK = 2
 """Of Linux 5.14: the buffer is of a set size. Python has no names for them."""
+
+
+def plain_socket(transport: asyncio.Transport) -> int:
+    """The descriptor to which a transport's bytes could as well be written, where it changes nothing about them."""
+    sock = transport.get_extra_info("socket")
+    return NO_SOCKET if sock is None or transport.get_extra_info("sslcontext") is not None else int(sock.fileno())
 
 
 def outstanding(transport: asyncio.Transport) -> int:

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.gzip_body import HEADER, GzipBody, stored
+from gateway.sockets import NO_SOCKET
 
 if TYPE_CHECKING:
     from gateway.views import Joined, View
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 PLAIN, FRAMED, STORED, DEFLATED = 0, 1, 2, 4
 """The forms of what a view gives out, as bits: FRAMED as chunks of an HTTP/1.1 body; STORED and DEFLATED (one of them)
 as blocks of a gzip member, with the text as it is or from the compressor that the view's readers share."""
-
-NO_SOCKET = -1
 
 
 class Writer(Protocol):

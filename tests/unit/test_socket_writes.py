@@ -15,8 +15,9 @@ import uvloop
 from hand_clock import HandClock
 
 from gateway.fast import FastConnection
+from gateway.sockets import NO_SOCKET
 from gateway.stalls import StallWatch
-from gateway.subscriber import NO_SOCKET, Subscriber
+from gateway.subscriber import Subscriber
 
 
 class Rig:
