@@ -65,6 +65,11 @@ class LedgerLoad:
         )
         print(f"{what}: {more} more receipts for each stream after {time.monotonic() - began:.2f} s")
 
+    @property
+    def receipts(self) -> int:
+        """So many have come."""
+        return sum(len(producer.ledger.acknowledged) for producer in self.producers)
+
     def told(self, *statuses: int) -> int:
         """So often a request was answered with one of these."""
         return sum(p.ledger.answers.get(f"status {status}", 0) for p in self.producers for status in statuses)

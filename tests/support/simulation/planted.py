@@ -23,7 +23,6 @@ import gateway.starts
 import shared.position
 from cdrs.judgement import Kind, Verdict
 from gateway.gaps import Loss
-from shared.position import Epoch
 from shared.records import FeedBatch, HistoryPage, PageQuery, Record
 from shared.ring import PartitionRing
 
@@ -75,16 +74,15 @@ def base_ignored() -> Iterator[None]:
 def cursor_off_by_one() -> Iterator[None]:
     """A cursor of one partition names the offset behind the next one."""
 
-    def after(epoch: Epoch, partition: int, offset: int) -> str:
-        return shared.position.CursorWriter(epoch, {partition: offset + 2}).text()
+    def bytes_at(self: Any, next_offset: int) -> bytes:
+        return right(self, next_offset + 1)
 
     def advance(self: Any, partition: int, next_offset: int) -> None:
         plain(self, partition, next_offset + 1)
 
-    plain = shared.position.CursorWriter.advance
+    plain, right = shared.position.CursorWriter.advance, shared.position.PartitionCursors.bytes_at
     with (
-        mock.patch.object(gateway.hub, "cursor_after", after),
-        mock.patch.object(gateway.segments, "cursor_after", after),
+        mock.patch.object(shared.position.PartitionCursors, "bytes_at", bytes_at),
         mock.patch.object(shared.position.CursorWriter, "advance", advance),
     ):
         yield
