@@ -24,7 +24,7 @@ from gateway.view_index import Kind, ViewIndex
 from gateway.views import Selection, View
 from shared.clock import Clock
 from shared.descriptors import room
-from shared.position import CursorWriter, Epoch, PartitionCursors
+from shared.position import CursorWriter, Epoch, PartitionCursors, partition_cursors
 from shared.records import FeedBatch, Record
 from shared.ring import PartitionRing
 from shared.settings import SseSettings
@@ -58,6 +58,7 @@ class Hub:
         self._farewells = LoopShare(clock)
         self._vector: CursorWriter | None = None
         self._cursors: dict[int, PartitionCursors] = {}
+        """`partition_cursors`, without a look at the epoch for each event."""
         self._publisher = Publisher(
             self._index, clock, telemetry, made=self._made, dirty=self._dirty, woken=self._wake.set
         )
@@ -75,7 +76,7 @@ class Hub:
         """Begin at these offsets; called once, before the first batch. ``recent``: per partition what stands right
         before them, for those who resume from there."""
         self._vector = CursorWriter(epoch, positions)
-        self._cursors = {partition: PartitionCursors(epoch, partition) for partition in positions}
+        self._cursors = {partition: partition_cursors(epoch, partition) for partition in positions}
         self._publisher.start(self._vector)
         recent = recent or {}
         for partition, offset in positions.items():
@@ -320,7 +321,7 @@ class Hub:
         self.detach(subscriber)
         subscriber.writer.lag()
 
-    # --- rotation, drain -------------------------------------------------------------------------
+    # --- rotation, drain --------------------------------------------------------------------------
 
     def jittered_retry(self) -> int:
         """A reconnect delay in milliseconds: half to one and a half of the setting."""

@@ -1,9 +1,9 @@
 """The short way of a plain POST: from the bytes of a whole request to its receipt, beneath ASGI.
 
 What is served here is what producers send all day: ``POST /v1/streams/{stream}/events`` with one event, or with a few
-lines of NDJSON, and a Content-Length, all of it here. Anything else, and whatever is not known at once, is declined
-before anything was done, and goes through the application. Validation, errors, receipts and counters are the
-application's own functions.
+lines of NDJSON (those also to ``/v1/events``, and with ``receipts=errors``), and a Content-Length, all of it here.
+Anything else, and whatever is not known at once, is declined before anything was done, and goes through the
+application. Validation, errors, receipts and counters are the application's own functions.
 
 A batch is the application's, but where the gateway is full already it is refused here, by its head alone.
 

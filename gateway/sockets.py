@@ -35,21 +35,20 @@ def plain_socket(transport: asyncio.Transport) -> int:
 
 def outstanding(transport: asyncio.Transport) -> int:
     """Bytes that have not reached the client: ours, and what the kernel holds unacknowledged."""
-    size = transport.get_write_buffer_size()
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        with suppress(OSError, ValueError):
-            waiting = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-            size += int(struct.unpack("i", waiting)[0])
-    return size
+    return transport.get_write_buffer_size() + _queued(transport, termios.TIOCOUTQ)
 
 
 def unread(transport: asyncio.Transport) -> int:
     """Bytes that the client has sent and that were not read."""
+    return _queued(transport, termios.FIONREAD)
+
+
+def _queued(transport: asyncio.Transport, request: int) -> int:
+    """Bytes in one of the kernel's two queues; 0 where the client has gone already."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
         with suppress(OSError, ValueError):
-            return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0])
+            return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), request, b"\0\0\0\0"))[0])
     return 0
 
 
@@ -75,18 +74,19 @@ def bound_socket(transport: asyncio.Transport | None, stall_timeout: float, *, s
 
 def bound_sending(transport: asyncio.Transport, size: int) -> None:
     """How much the kernel keeps of what is written; what it has already is kept."""
-    sock = transport.get_extra_info("socket")
-    with suppress(OSError, ValueError):  # the client may have gone already
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    _set_buffer(transport, socket.SO_SNDBUF, size)
 
 
 def narrow_receiving(transport: asyncio.Transport) -> None:
     """The kernel shall keep little of what the client sends."""
+    _set_buffer(transport, socket.SO_RCVBUF, NARROW)
+
+
+def _set_buffer(transport: asyncio.Transport, which: int, size: int) -> None:
     sock = transport.get_extra_info("socket")
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError):  # the client may have gone already
         if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
+            sock.setsockopt(socket.SOL_SOCKET, which, size)
 
 
 def widen_receiving(transport: asyncio.Transport) -> None:

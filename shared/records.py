@@ -230,15 +230,14 @@ def identities_of(stream: str, source: str, event_ids: Iterable[str]) -> list[by
     """`identity_of` each, for half the price."""
     begin, end = _stream_hash(stream).copy, _source_hash(source)
     identities: list[bytes] = []
-    start, time, left = "", b"", 0
+    start, time = "", b""
     for event_id in event_ids:
         if event_id[:_TIMED] != start:
             start = event_id[:_TIMED]
             time = _time_of(start)
-            left = len(time)
         head = begin()
         head.update(event_id.encode())
-        identities.append(time + head.digest()[left:] + end)
+        identities.append(time + head.digest()[len(time) :] + end)
     return identities
 
 
@@ -258,7 +257,8 @@ def former_prefix(stream: str, event_id: str) -> bytes:
 def prefixes_of(stream: str, event_id: str, source: str | None = None) -> list[bytes]:
     """How the identity of a stored event with this stream and id begins, or is, where the source is given."""
     end = b"" if source is None else _source_hash(source)
-    return [prefix + end for prefix in {identity_prefix(stream, event_id): 0, former_prefix(stream, event_id): 0}]
+    now, former = identity_prefix(stream, event_id), former_prefix(stream, event_id)
+    return [now + end] if now == former else [now + end, former + end]
 
 
 @lru_cache(maxsize=1024)
