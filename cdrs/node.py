@@ -20,7 +20,7 @@ from cdrs.retention import Retention, Trimming
 from cdrs.strain import Strain
 from cdrs.tasks import Supervisor
 from cdrs.watched import WatchedStore
-from shared.clock import Clock
+from shared.clock import Clock, to_tick
 from shared.direct import HandedOver
 from shared.errors import InvalidRequest, ServerError, StaleEpoch, Unavailable
 from shared.membership import Load
@@ -305,7 +305,7 @@ class Node:
             await self._look_at_log()
             if self._telemetry is not None:
                 self._export(self._telemetry)
-            await asyncio.sleep(MEASURE_INTERVAL)
+            await asyncio.sleep(to_tick(MEASURE_INTERVAL, self._clock.monotonic()))
 
     async def _look_at_log(self) -> None:
         try:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gateway.publishing import Pause
 from gateway.routing import NodeHandle, Router
+from shared.clock import to_tick
 from shared.errors import CdrsError, InternalError, LinkBroken, StaleEpoch
 from shared.records import FeedBatch, Record
 
@@ -92,7 +93,7 @@ class FeedManager:
     # --- who is followed where ----------------------------------------------------------------
 
     def _patience(self, now: float) -> float:
-        return min([TICK, *(max(until - now, 0.01) for until, _ in self._avoided.values() if until > now)])
+        return min([to_tick(TICK, now), *(max(until - now, 0.01) for until, _ in self._avoided.values() if until > now)])
 
     def _break_silent(self, *, late: float) -> None:
         now = self._clock.monotonic()

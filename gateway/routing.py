@@ -16,7 +16,7 @@ from weakref import WeakSet
 from gateway.attempts import Attempt, Losable
 from gateway.routes import RouteTable
 from gateway.watch import Watch
-from shared.clock import Clock
+from shared.clock import Clock, to_tick
 from shared.detector import NodeState
 from shared.direct import DirectHandoff
 from shared.errors import CdrsError, LinkBroken, Unavailable
@@ -312,7 +312,7 @@ class Router:
         peer.broken_at, peer.strained = None, frozenset(info.strained)
         self._rank()
         try:
-            while not await handle.wait_gone(LOOK_INTERVAL):
+            while not await handle.wait_gone(to_tick(LOOK_INTERVAL, self.clock.monotonic())):
                 await self._look(peer, handle)
         finally:
             handle.leave()

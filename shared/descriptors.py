@@ -6,6 +6,7 @@ So newer clients are sent away, in words that they understand, before that.
 
 from __future__ import annotations
 
+import os
 import resource
 from contextlib import suppress
 from typing import NamedTuple
@@ -28,6 +29,13 @@ def raise_limit() -> None:
     if soft != hard:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def open_descriptors() -> int:
+    """How many this process has open. Linux tells by the size of the folder since 6.2 (before, and elsewhere, it is 0);
+    with 20,000 of them to list it takes 20 ms."""
+    folder = "/proc/self/fd"
+    return os.stat(folder).st_size or len(os.listdir(folder))  # noqa: PTH116, PTH208
 
 
 def room() -> Room:

@@ -15,7 +15,7 @@ from weakref import WeakSet
 import msgspec
 
 from shared.cancelling import to_the_end
-from shared.clock import Clock
+from shared.clock import Clock, to_tick
 from shared.detector import Detector, NodeState
 from shared.errors import CdrsError, Unavailable
 from shared.member_changes import Change, Subscription
@@ -189,15 +189,14 @@ class Membership:
     async def run(self) -> None:
         """Join, beat and read until cancelled; then leave the set."""
         interval = self._settings.beat_interval
-        due = self._clock.monotonic()
         with ExitStack() as stack:
             if isinstance(self._registry, ChangeSource):
                 stack.callback(self._registry.on_change(self._set_changed.set))
             try:
                 while True:
                     await self._tick()
-                    due = max(due + interval, self._clock.monotonic() + interval / 4)
-                    await self._idle(due)
+                    now = self._clock.monotonic()
+                    await self._idle(now + to_tick(interval, now))
             finally:
                 await to_the_end(self._leave())
 
@@ -220,11 +219,10 @@ class Membership:
 
     async def _tick(self) -> None:
         try:
-            await self._beat()
+            beats = await self._beat()
             if not self._watches:
                 await self._stay()
                 return
-            beats = await self._call(self._registry.beats())
             if self._is_set_due(beats):
                 await self._read_set(beats)
             self._take(beats)
@@ -251,7 +249,7 @@ class Membership:
         except TimeoutError as error:
             raise Unavailable(f"no answer within {self._settings.timeout} s") from error
 
-    async def _beat(self) -> None:
+    async def _beat(self) -> Mapping[str, Beat]:
         if not self._joined:
             await self._call(self._registry.join(self.me))
             self._joined = True
@@ -270,7 +268,7 @@ class Membership:
             partitions=load.partitions,
             waits={name: detail[:MAX_DETAIL] for name, detail in load.waits.items()},
         )
-        await self._call(self._registry.beat(self.me.key, self._own_beat))
+        return await self._call(self._registry.beat(self.me.key, self._own_beat))
 
     def _is_set_due(self, beats: Mapping[str, Beat]) -> bool:
         if self._clock.monotonic() - self._set_read_at >= SET_INTERVAL:

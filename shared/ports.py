@@ -255,8 +255,8 @@ class NodeRegistry(Protocol):
         """Take a process out of the set and its heartbeat out of the map. Idempotent; also used to reap the dead."""
         ...
 
-    async def beat(self, key: str, beat: Beat) -> None:
-        """Write a heartbeat; it vanishes by itself 5 s after the last one."""
+    async def beat(self, key: str, beat: Beat) -> Mapping[str, Beat]:
+        """Write a heartbeat, which vanishes by itself 5 s after the last one; then those that have not, as `beats`."""
         ...
 
     async def members(self) -> Sequence[Member]:

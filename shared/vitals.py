@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.clock import Clock
-from shared.descriptors import room
+from shared.clock import Clock, to_tick
+from shared.descriptors import open_descriptors, room
 from shared.health import Checks
 from shared.telemetry import Telemetry
 
@@ -42,7 +42,7 @@ class Vitals:
         *,
         folder: Path | None = None,
         free: Callable[[Path], int] = lambda folder: os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize,
-        descriptors: Callable[[], int] = lambda: len(os.listdir("/proc/self/fd")),  # noqa: PTH208
+        descriptors: Callable[[], int] = open_descriptors,
     ) -> None:
         """``folder``: where the process keeps data, if it does. ``free`` and ``descriptors`` measure, in bytes and in
         numbers."""
@@ -65,9 +65,10 @@ class Vitals:
 
     async def _watch_loop(self) -> None:
         while True:
-            due = self._clock.monotonic() + TICK
-            await asyncio.sleep(TICK)
-            self.late(self._clock.monotonic() - due)
+            now = self._clock.monotonic()
+            pause = to_tick(TICK, now)
+            await asyncio.sleep(pause)
+            self.late(self._clock.monotonic() - now - pause)
 
     def late(self, seconds: float) -> None:
         """The event loop came so much later than it was asked to."""
@@ -88,7 +89,7 @@ class Vitals:
 
     async def _look_around(self) -> None:
         while True:
-            # In a thread: with 20,000 descriptors it takes 20 ms, and a disk may be slow to answer.
+            # In a thread: a disk may be slow to answer.
             await asyncio.to_thread(self.look)
             await asyncio.sleep(SLOW_INTERVAL)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,16 +15,16 @@ from shared.clock import SystemClock
 from shared.detector import NodeState
 from shared.member_changes import MAX_CHANGES, Change, Subscription
 from shared.membership import Load, Membership
-from shared.ports import Member, NodeRegistry
+from shared.ports import Beat, Member, NodeRegistry
 from shared.settings import RegistrySettings, Settings
 
-BEAT = 0.05
+INTERVAL = 0.05
 DEAD_AFTER = 0.4
 
 
 def fast(**registry: float) -> Settings:
     defaults = Settings()
-    values = {"beat_interval": BEAT, "dead_after": DEAD_AFTER, "timeout": 0.2, **registry}
+    values = {"beat_interval": INTERVAL, "dead_after": DEAD_AFTER, "timeout": 0.2, **registry}
     return defaults.model_copy(update={"registry": defaults.registry.model_copy(update=values)})
 
 
@@ -81,8 +81,9 @@ class _Nowhere(ModelRegistry):
         super().__init__()
         self.was = was
 
-    async def beat(self, key: str, beat: object) -> None:
+    async def beat(self, key: str, beat: Beat) -> Mapping[str, Beat]:
         await asyncio.sleep(3600)
+        return {}
 
     async def leave(self, of: Member) -> None:
         return
@@ -155,8 +156,8 @@ async def test_a_killed_process_is_suspect_then_dead_then_reaped(any_registry: N
         assert [change.kind for change in seen if change.key == "c/1"] == ["suspect", "dead", "leave"]
         silent = {state: seconds for state, seconds in a.told if state in {NodeState.SUSPECT, NodeState.DEAD}}
         assert set(silent) == {NodeState.SUSPECT, NodeState.DEAD}
-        assert 2 * BEAT <= silent[NodeState.SUSPECT] < silent[NodeState.DEAD]
-        assert silent[NodeState.DEAD] >= DEAD_AFTER - BEAT
+        assert 2 * INTERVAL <= silent[NodeState.SUSPECT] < silent[NodeState.DEAD]
+        assert silent[NodeState.DEAD] >= DEAD_AFTER - INTERVAL
         assert a.sees(a="live", b="live")
         await eventually(lambda: b.sees(a="live", b="live"))
         assert await keys(any_registry) == {"a/1", "b/1"}

@@ -332,9 +332,10 @@ class ModelRegistry:
         self.set.pop(of.key, None)
         self.map.pop(of.key, None)
 
-    async def beat(self, key: str, beat: Beat) -> None:
+    async def beat(self, key: str, beat: Beat) -> Mapping[str, Beat]:
         self._check()
         self.map[key] = beat
+        return dict(self.map)
 
     async def members(self) -> Sequence[Member]:
         self._check()

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from shared.clock import to_tick
 from shared.errors import StartError
 from shared.position import Epoch
 from shared.records import FormerEpoch
@@ -100,7 +101,9 @@ async def _mark(folder: Path, log: _Log) -> None:
     last: dict[int, int] = {}
     try:
         while True:
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(to_tick(INTERVAL, asyncio.get_running_loop().time()))
+            if log.known_ends == last:
+                continue
             try:
                 last = await asyncio.to_thread(_advance, folder, log, last)
             except Exception:  # the mark is a hint: the log goes on without

@@ -75,17 +75,18 @@ class EmbeddedRegistry:
 
         await self._ask(leave)
 
-    async def beat(self, key: str, beat: Beat) -> None:
+    async def beat(self, key: str, beat: Beat) -> Mapping[str, Beat]:
         """See `NodeRegistry.beat`."""
         text = _items.encode(beat).decode()
 
-        def write(db: Database) -> None:
+        def exchange(db: Database) -> str:
             with db.writing():
                 now = self._now()  # under the lock, so that no beat in the file is newer
                 db.ask("DELETE FROM beats WHERE at NOT BETWEEN ? AND ?", (now - BEAT_LIFE, now))
                 db.ask("INSERT OR REPLACE INTO beats(key, beat, at) VALUES (?, ?, ?)", (key, text, now))
+                return _read_beats(db)
 
-        await self._ask(write)
+        return self._fresh(await self._ask(exchange))  # one thread hop, one lock
 
     async def members(self) -> Sequence[Member]:
         """See `NodeRegistry.members`."""
@@ -95,7 +96,9 @@ class EmbeddedRegistry:
 
     async def beats(self) -> Mapping[str, Beat]:
         """See `NodeRegistry.beats`."""
-        text = await self._ask(lambda db: db.ask("SELECT json_group_array(json_array(key, beat, at)) FROM beats"))
+        return self._fresh(await self._ask(_read_beats))
+
+    def _fresh(self, text: str) -> Mapping[str, Beat]:
         now = self._now()
         # one from the future was written before the machine was started the last time
         fresh = {key: beat for key, beat, at in orjson.loads(text) if now - BEAT_LIFE < at <= now}
@@ -189,6 +192,10 @@ async def open_registry(folder: Path, settings: RegistrySettings) -> AsyncGenera
         yield registry
     finally:
         await registry.close()
+
+
+def _read_beats(db: Database) -> str:
+    return str(db.ask("SELECT json_group_array(json_array(key, beat, at)) FROM beats"))
 
 
 def item_of(member: Member) -> str:

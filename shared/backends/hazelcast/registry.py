@@ -70,10 +70,11 @@ class HazelcastRegistry:
 
         await self._ask(leave)
 
-    async def beat(self, key: str, beat: Beat) -> None:
+    async def beat(self, key: str, beat: Beat) -> Mapping[str, Beat]:
         """See `NodeRegistry.beat`."""
         text = _items.encode(beat).decode()
         await self._ask(lambda client: client.beats.set(key, text, BEAT_LIFE))
+        return await self.beats()
 
     async def members(self) -> Sequence[Member]:
         """See `NodeRegistry.members`."""
