@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import apsw
 import msgspec
@@ -32,6 +32,7 @@ MAX_WAITING: Final = 64
 """Calls that wait for the file; further ones are refused."""
 
 T = TypeVar("T")
+_Asked = tuple[Callable[[Database], Any], "asyncio.Future[Any]"]
 
 _logger = logging.getLogger(__name__)
 _items = msgspec.json.Encoder(order="sorted")
@@ -49,6 +50,8 @@ class EmbeddedRegistry:
         """A clock that all processes of the machine share, and that begins anew with it."""
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="registry")
         self._waiting = 0
+        self._asked: list[_Asked] = []
+        """Calls of this turn of the loop."""
 
     async def open(self) -> None:
         """Open the file, or make it. Raises `StartError`."""
@@ -112,13 +115,38 @@ class EmbeddedRegistry:
         try:
             async with asyncio.timeout(self._timeout):
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._executor, self._file.run, question)
+                answer: asyncio.Future[T] = loop.create_future()
+                if not self._asked:
+                    loop.call_soon(self._send, loop)
+                self._asked.append((question, answer))
+                return await answer
         except TimeoutError as error:
             raise Unavailable("the registry did not answer in time") from error
         except (apsw.Error, StartError, OSError) as error:
             raise Unavailable(f"the registry cannot be used: {error}") from error
         finally:
             self._waiting -= 1
+
+    def _send(self, loop: asyncio.AbstractEventLoop) -> None:
+        """To the thread with them, together: there and back costs more than most calls do."""
+        asked, self._asked = self._asked, []
+        answers = [answer for _, answer in asked]
+        found = loop.run_in_executor(self._executor, self._file.run_all, [question for question, _ in asked])
+        found.add_done_callback(lambda found: _settle(answers, found))
+
+
+def _settle(answers: Sequence[asyncio.Future[Any]], found: asyncio.Future[Sequence[Any]]) -> None:
+    if found.cancelled():  # the registry is closed
+        results: Sequence[Any] = [Unavailable("the registry is closed")] * len(answers)
+    else:
+        results = found.result()
+    for answer, result in zip(answers, results, strict=True):
+        if answer.done():
+            continue  # nobody waits for it any more
+        if isinstance(result, Exception):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)
 
 
 class _RegistryFile:
@@ -139,6 +167,16 @@ class _RegistryFile:
             db = self._open()
         self._db, self._inode = db, self._path.stat().st_ino
         return db
+
+    def run_all(self, questions: Sequence[Callable[[Database], Any]]) -> list[Any]:
+        """The answer to each, or what it raised."""
+        answers: list[Any] = []
+        for question in questions:
+            try:
+                answers.append(self.run(question))
+            except Exception as error:  # noqa: BLE001 - whoever asked gets it
+                answers.append(error)
+        return answers
 
     def run(self, question: Callable[[Database], T]) -> T:
         db = self._db

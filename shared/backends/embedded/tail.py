@@ -106,7 +106,7 @@ class Watch:
         self._version: int | None = None
         self._changed = True
         self._looked = 0.0
-        self._met = self._loop.time()
+        self._met = float("-inf")
         """When somebody looked last, and when something of another process was last seen, on the loop's clock."""
         self.ends: dict[int, int] = dict.fromkeys(range(partitions), 0)
         """Per partition the next offset, as far as is known here."""
