@@ -17,9 +17,10 @@ from gateway.catch_up import catch_up
 from gateway.lingering import LingeringTransport
 from gateway.sockets import (
     ANSWER_SEND_BUFFER,
+    NARROW,
     NO_SOCKET,
+    bound_receiving,
     bound_sending,
-    narrow_receiving,
     outstanding,
     plain_socket,
     set_kernel_timeout,
@@ -196,7 +197,7 @@ class FastConnection(asyncio.Protocol):
         self._received += data
         self._transport.pause_reading()
         # Whoever sends more and reads nothing shall not hold more than others.
-        narrow_receiving(self._transport)
+        bound_receiving(self._transport, NARROW)
         bound_sending(self._transport, ANSWER_SEND_BUFFER)
         self._look_behind()
 

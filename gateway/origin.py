@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from gateway.sockets import ANSWER_SEND_BUFFER, bound_sending, widen_receiving
+from gateway.sockets import ANSWER_SEND_BUFFER, bound_sending
 
 
 class ServerState(Protocol):
@@ -45,5 +45,4 @@ class Origin:
             protocol.pause_writing()
         transport.resume_reading()
         if received:
-            widen_receiving(transport)
             protocol.data_received(received)

@@ -347,6 +347,7 @@ class ShortcutProtocol(CdrsHttpProtocol):
         """With what was held while a request was being answered."""
         self.flow.resume_reading()
         self.data_received(self._unhold())
+        self._widen_if_taken()
         self._end_if_asked()
 
     # --- for the shortcut ------------------------------------------------------------------------

@@ -12,11 +12,14 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway import ahead
-from gateway.sockets import narrow_receiving, outstanding, set_kernel_timeout, unread, widen_receiving
+from gateway.sockets import NARROW, USUAL, bound_receiving, outstanding, set_kernel_timeout, unread, widen_receiving
 from gateway.stalls import StallWatch
 
 WRITE_BUFFER = 16 * 1024
 """Bytes of answers that wait before the kernel's buffer, besides one write, until whoever answers has to wait."""
+
+LARGE = 8 * 1024
+"""Bytes of a body that come together, from which on it counts as a large one."""
 
 
 class Flow(FlowControl):
@@ -40,11 +43,14 @@ class WatchedProtocol(HttpToolsProtocol):
     """The answer under way is written in pieces."""
     _is_narrow = False
     """The kernel receives little."""
+    _is_wide = False
+    """It receives as much as the client can send."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = Flow(transport)  # pyright: ignore[reportIncompatibleVariableOverride]
         transport.set_write_buffer_limits(WRITE_BUFFER)
+        bound_receiving(transport, USUAL)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
@@ -61,17 +67,24 @@ class WatchedProtocol(HttpToolsProtocol):
         if self.stalls is not None:
             self.stalls.discard(self)
         if not self._is_streaming:
-            self._widen()
+            self._widen_if_taken()
 
     def _narrow(self) -> None:
         if not self._is_narrow:
-            self._is_narrow = True
-            narrow_receiving(self.transport)
+            self._is_narrow, self._is_wide = True, False
+            bound_receiving(self.transport, NARROW)
 
-    def _widen(self) -> None:
-        if self._is_narrow:
+    def _widen_if_taken(self) -> None:
+        """Let it send as fast as it likes again, unless it is ahead of its answers."""
+        if self._is_narrow and not self.flow.write_paused and not self._behind_bytes():
             self._is_narrow = False
+            bound_receiving(self.transport, USUAL)
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_wide and len(body) >= LARGE:
+            self._is_narrow, self._is_wide = False, True
             widen_receiving(self.transport)
+        super().on_body(body)
 
     def _unwatch(self) -> None:
         if self.stalls is not None:
@@ -87,8 +100,7 @@ class WatchedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self.flow.write_paused:
-            self._widen()
+        self._widen_if_taken()
 
     @contextmanager
     def streaming(self) -> Generator[None]:
@@ -122,10 +134,13 @@ class WatchedProtocol(HttpToolsProtocol):
         return 0
 
     def _look_behind(self) -> None:
-        """After the client has stopped reading, or sent more."""
-        if not self.flow.write_paused:
-            return
+        """After the client has stopped reading, or sent more. One that is far ahead of its answers may not be reading
+        them either: it shows only once much of them waits, and by then the kernel would hold as much of what it sent."""
         behind = self._behind_bytes()
+        if not self.flow.write_paused:
+            if behind > ahead.UNREAD:
+                self._narrow()
+            return
         if self._is_streaming and behind + unread(self.transport) > ahead.UNREAD:
             self.cut()
         elif behind or self._is_streaming:

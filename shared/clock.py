@@ -36,9 +36,9 @@ def to_tick(interval: float, now: float) -> float:
     """Seconds from ``now``, on the monotonic clock, until the next tick of this process with this interval: at least a
     quarter of it, at most a quarter more than it.
 
-    Whatever looks around at the same interval, or at a multiple of it, does so at the same moment, and a process at rest
-    wakes up once for all of them: with cold caches that is most of what looking costs. Processes of a machine have
-    ticks of their own, so that they do not all ask for the same things at once.
+    Whatever looks around at the same interval, or at a multiple of it, does so at the same moment, and a process at
+    rest wakes up once for all of them. Processes of a machine have ticks of their own, so that they do not all ask for
+    the same things at once.
     """
     left = interval - (now + os.getpid() * _GOLDEN % 1) % interval
     return left if left >= interval / 4 else left + interval

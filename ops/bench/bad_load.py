@@ -3,8 +3,8 @@
 Equal shares of the kinds named, else of `KINDS`. Says ``open`` once all have asked for the stream. Kinds: reads a byte
 a second; never reads; ends its side after the request; goes on sending; sends the next requests ahead; resets in the
 middle of a frame and comes again; vanishes: what comes to it is dropped and no longer answered, as if its cable were
-cut. Only where named: asks for all history and never reads; asks for history in pages, or for the stream, again and
-again without reading.
+cut. Only where named: asks for all history and never reads; asks for history in pages, or for the stream, or posts one
+and the same event, again and again without reading.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import sys
 from contextlib import suppress
 
 KINDS = ("byte", "deaf", "half-close", "talkative", "pipelining", "resetting", "vanishing")
-GREEDY = ("history", "pages", "flooding")
+GREEDY = ("history", "pages", "flooding", "posting")
 """Kinds that make the server work, and so are not put beside others whose delays are measured."""
-AHEAD = {"pipelining": 4, "flooding": 1_000, "pages": 1_000}
+AHEAD = {"pipelining": 4, "flooding": 1_000, "pages": 1_000, "posting": 1_000}
 """Requests sent at once; of flooding clients so many again and again."""
 SO_ATTACH_FILTER = 26
 DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
@@ -42,6 +42,12 @@ def vanish(sock: socket.socket) -> None:
 
 
 def asking(kind: str, path: str) -> bytes:
+    if kind == "posting":
+        # A duplicate after the first: what is stored would be counted as the client's.
+        event = b'{"specversion":"1.0","id":"again","source":"/bad","type":"event","data":{"text":"%b"}}' % (b"x" * 100)
+        media = "application/cloudevents+json"
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {media}\r\nContent-Length: {len(event)}"
+        return head.encode() + b"\r\n\r\n" + event
     query = {"history": "?from=earliest", "pages": "?from=earliest&limit=1000"}.get(kind, "")
     media = "application/json" if kind == "pages" else "text/event-stream"
     return f"GET {path}{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {media}\r\n\r\n".encode()

@@ -16,7 +16,7 @@ from threaded_server import ThreadedServer, metric, publish, threaded_server
 from gateway import ahead, lingering, pages
 from gateway.lingering import LingeringTransport
 from gateway.protocol import CdrsHttpProtocol
-from gateway.sockets import ANSWER_SEND_BUFFER, NARROW, unread
+from gateway.sockets import ANSWER_SEND_BUFFER, NARROW, SO_BUF_LOCK, SO_RCVBUF_LOCK, USUAL, unread
 
 COUNT = 1000
 JSON = {"accept": "application/json"}
@@ -215,6 +215,48 @@ def test_who_sends_all_and_then_reads_gets_all_answers(server: ThreadedServer, m
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > 2 * NARROW
     found = re.findall(rb'"id":"([^"]+)"', got)
     assert len(set(found)) == count
+
+
+@pytest.fixture
+def narrowed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each connection that was made to receive little: whether it was known by then that it does not read."""
+    narrowed: list[bool] = []
+    plain = CdrsHttpProtocol._narrow
+
+    def narrow(self: CdrsHttpProtocol) -> None:
+        narrowed.append(self.flow.write_paused)
+        plain(self)
+
+    monkeypatch.setattr(CdrsHttpProtocol, "_narrow", narrow)
+    return narrowed
+
+
+def test_of_who_is_far_ahead_of_its_answers_little_is_received_until_it_has_them(
+    server: ThreadedServer, made: list[CdrsHttpProtocol], narrowed: list[bool]
+) -> None:
+    count = 600
+    assert len(posts(range(count))) > ahead.UNREAD
+    with connected(server) as client:
+        client.sendall(posts(range(count)))
+        got = b""
+        while got.count(b'"duplicate":') < count:
+            got += client.recv(65536)
+        sock = made[0].transport.get_extra_info("socket")
+        wait_until(lambda: sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * USUAL, 10, "the usual room")
+    assert narrowed
+    assert not narrowed[0], "before it shows whether it reads"
+
+
+def test_a_large_body_is_received_as_fast_as_it_comes(server: ThreadedServer, made: list[CdrsHttpProtocol]) -> None:
+    with connected(server) as client:
+        client.sendall(post("posted", "application/x-ndjson", b'{"n":1}\n' * 100))
+        client.recv(1)
+        sock = made[0].transport.get_extra_info("socket")
+        bounded = sock.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK) & SO_RCVBUF_LOCK
+        client.sendall(post("posted", "application/x-ndjson", b'{"n":"%b"}\n' % (b"x" * 500) * 400))
+        client.recv(1)
+        wait_until(lambda: not sock.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK) & SO_RCVBUF_LOCK, 10, "a free buffer")
+    assert bounded
 
 
 # --- the last answer -------------------------------------------------------------------------------

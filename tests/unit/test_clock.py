@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 
 import pytest
 
@@ -17,7 +18,7 @@ def test_it_comes_once_in_an_interval(interval: float) -> None:
         assert interval / 4 <= pause <= interval * 5 / 4
         now += pause - 0.0004  # timers may be a moment early
         ticks.append(now)
-    gaps = [after - before for before, after in zip(ticks, ticks[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(ticks)]
     assert gaps == pytest.approx([interval] * 49, abs=0.001)
 
 
@@ -35,4 +36,4 @@ def test_processes_have_ticks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> N
         found.add(round((5.0 + to_tick(1.0, 5.0)) % 1, 3))
     apart = sorted(found)
     assert len(apart) == 16
-    assert min(b - a for a, b in zip(apart, apart[1:], strict=False)) > 0.02
+    assert min(b - a for a, b in pairwise(apart)) > 0.02

@@ -135,9 +135,9 @@ class EmbeddedRegistry:
         found.add_done_callback(lambda found: _settle(answers, found))
 
 
-def _settle(answers: Sequence[asyncio.Future[Any]], found: asyncio.Future[Sequence[Any]]) -> None:
+def _settle(answers: Sequence[asyncio.Future[Any]], found: asyncio.Future[list[Any]]) -> None:
     if found.cancelled():  # the registry is closed
-        results: Sequence[Any] = [Unavailable("the registry is closed")] * len(answers)
+        results: list[Any] = [Unavailable("the registry is closed")] * len(answers)
     else:
         results = found.result()
     for answer, result in zip(answers, results, strict=True):
