@@ -12,7 +12,7 @@ from contextlib import suppress
 SEND_BUFFER = 80 * 1024
 """What the kernel may hold for one subscriber, in bytes: it would let the buffer of a stalled one grow to megabytes. It
 counts twice as much, for its bookkeeping; with a write of `sse.write_bytes` that is 224 KiB for one who never reads."""
-ANSWER_SEND_BUFFER = 40 * 1024
+ANSWER_SEND_BUFFER = 32 * 1024
 """The same for every other answer, and on the portable path, where such a client also holds a write before the
 transport, and a task."""
 USUAL = 64 * 1024
