@@ -18,8 +18,8 @@ from gateway.stalls import StallWatch
 WRITE_BUFFER = 16 * 1024
 """Bytes of answers that wait before the kernel's buffer, besides one write, until whoever answers has to wait."""
 
-LARGE = 8 * 1024
-"""Bytes of a body that come together, from which on it counts as a large one."""
+LARGE = 16 * 1024
+"""Bytes of a body from which on it is a large one, and received as fast as it comes."""
 
 
 class Flow(FlowControl):
@@ -45,6 +45,8 @@ class WatchedProtocol(HttpToolsProtocol):
     """The kernel receives little."""
     _is_wide = False
     """It receives as much as the client can send."""
+    _body_bytes = 0
+    """What has come of the body of the request that comes."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -80,8 +82,13 @@ class WatchedProtocol(HttpToolsProtocol):
             self._is_narrow = False
             bound_receiving(self.transport, USUAL)
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._body_bytes = 0
+
     def on_body(self, body: bytes) -> None:
-        if not self._is_wide and len(body) >= LARGE:
+        self._body_bytes += len(body)
+        if self._body_bytes >= LARGE and not self._is_wide:
             self._is_narrow, self._is_wide = False, True
             widen_receiving(self.transport)
         super().on_body(body)

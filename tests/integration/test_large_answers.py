@@ -253,7 +253,9 @@ def test_a_large_body_is_received_as_fast_as_it_comes(server: ThreadedServer, ma
         client.recv(1)
         sock = made[0].transport.get_extra_info("socket")
         bounded = sock.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK) & SO_RCVBUF_LOCK
-        client.sendall(post("posted", "application/x-ndjson", b'{"n":"%b"}\n' % (b"x" * 500) * 400))
+        request = post("posted", "application/x-ndjson", b'{"n":"%b"}\n' % (b"x" * 500) * 400)
+        for start in range(0, len(request), 1000):  # as it comes from afar
+            client.sendall(request[start : start + 1000])
         client.recv(1)
         wait_until(lambda: not sock.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK) & SO_RCVBUF_LOCK, 10, "a free buffer")
     assert bounded
