@@ -93,7 +93,9 @@ class FeedManager:
     # --- who is followed where ----------------------------------------------------------------
 
     def _patience(self, now: float) -> float:
-        return min([to_tick(TICK, now), *(max(until - now, 0.01) for until, _ in self._avoided.values() if until > now)])
+        return min(
+            [to_tick(TICK, now), *(max(until - now, 0.01) for until, _ in self._avoided.values() if until > now)]
+        )
 
     def _break_silent(self, *, late: float) -> None:
         now = self._clock.monotonic()

@@ -142,7 +142,7 @@ class WatchedProtocol(HttpToolsProtocol):
 
     def _look_behind(self) -> None:
         """After the client has stopped reading, or sent more. One that is far ahead of its answers may not be reading
-        them either: it shows only once much of them waits, and by then the kernel would hold as much of what it sent."""
+        them either: that shows only once many of them wait, and the kernel would hold as much of what it sent."""
         behind = self._behind_bytes()
         if not self.flow.write_paused:
             if behind > ahead.UNREAD:

@@ -64,7 +64,8 @@ async def run_all_in_one(settings: Settings, stop: asyncio.Event, on_ready: OnRe
             ports = await first_of(stack.enter_async_context(opening), stop)
             node = None
             if ports is not None:
-                node = NodeRole(ports, settings, clock, doorway=doorway, telemetry=telemetry, watches=False)
+                beside = gateway.context.membership
+                node = NodeRole(ports, settings, clock, doorway=doorway, telemetry=telemetry, beside=beside)
                 if await first_of(_true(node.start(background)), stop):
                     gateway.attach(node)
             if not settings.is_distributed:

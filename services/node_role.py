@@ -58,9 +58,9 @@ class NodeRole:
         *,
         doorway: Doorway,
         telemetry: Telemetry,
-        watches: bool = True,
+        beside: Membership | None = None,
     ) -> None:
-        """``watches``: nobody else in this process looks at the registry."""
+        """``beside``: another membership of this process, which looks at the registry."""
         self.member = member_of(settings, "node", doorway.listener, incarnation=new_incarnation())
         self._ranked: dict[str, float] = {}
         self._mine: set[int] = set()
@@ -80,15 +80,15 @@ class NodeRole:
         self._doorway = doorway
         self._may_wait = settings.is_distributed
         # Who persists what goes by the picture of the others.
-        tells = telemetry.state_changed if watches else None  # else what the other one finds would be counted twice
-        watches = watches or not ports.store.is_log
+        tells = telemetry.state_changed if beside is None else None  # what the other one finds would be counted twice
         self._membership = Membership(
             ports.registry,
             settings,
             clock,
             self.member,
             self.node.load,
-            watches=watches,
+            watches=beside is None or not ports.store.is_log,
+            beside=beside,
             on_change=tells,
         )
 

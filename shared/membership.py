@@ -36,6 +36,8 @@ RETURN_TIME = 2.5
 """Seconds of these in which nobody's silence counts: some find a cluster that was away sooner than others."""
 MAX_DETAIL = 500
 """Characters of each reason to wait that a beat carries."""
+ALONE_FACTOR = 2
+"""So many times as long from beat to beat while only this process beats."""
 REAP_FACTOR = 10
 """Somebody dead for so many times ``dead_after`` is taken out of the set by whoever sees it."""
 
@@ -97,14 +99,18 @@ class Membership:
         load: Callable[[], Load],
         *,
         watches: bool = True,
+        beside: Membership | None = None,
         on_change: Callable[[NodeState, float], None] | None = None,
     ) -> None:
-        """``watches`` False: join, beat and stay in the set, but leave it to another membership of this process to
-        look at the others. The picture then shows nobody else. ``on_change``: told of each new state of another
-        process that was ever heard, and how many seconds it took (`Since.took_ms`)."""
+        """``watches`` False: join, beat and stay in the set, but leave it to another membership of this process to look
+        at the others; the picture then shows nobody else. ``beside``: that other one. ``on_change``: told of each new
+        state of another process that was ever heard, and how many seconds it took (`Since.took_ms`)."""
         self.me = me
         self._on_change = on_change
         self._watches = watches
+        self._ours: set[str] = set() if beside is None else beside._ours
+        """Keys of this process's memberships."""
+        self._ours.add(me.key)
         self.draining = False
         """Set it to tell the others, with the next beat, that this process is about to leave."""
         self._registry = registry
@@ -120,6 +126,8 @@ class Membership:
         )
         self._seq = 0
         self._joined = False
+        self._is_alone = False
+        """When the registry was last read, only this process beat."""
         self._is_ok = False
         self._trouble = ""
         """Why the registry could not be reached, as last said."""
@@ -188,7 +196,6 @@ class Membership:
 
     async def run(self) -> None:
         """Join, beat and read until cancelled; then leave the set."""
-        interval = self._settings.beat_interval
         with ExitStack() as stack:
             if isinstance(self._registry, ChangeSource):
                 stack.callback(self._registry.on_change(self._set_changed.set))
@@ -196,9 +203,16 @@ class Membership:
                 while True:
                     await self._tick()
                     now = self._clock.monotonic()
-                    await self._idle(now + to_tick(interval, now))
+                    await self._idle(now + to_tick(self._pace, now))
             finally:
                 await to_the_end(self._leave())
+
+    @property
+    def _pace(self) -> float:
+        """Seconds from one beat to the next. Where nobody listens, every other one is left out: who comes then hears of
+        us before it would suspect us, and with its first beat we are as fast as ever."""
+        every = self._settings.beat_interval
+        return every * ALONE_FACTOR if self._is_alone and self._settings.suspect_after > ALONE_FACTOR else every
 
     async def _idle(self, until: float) -> None:
         """Wait for the time of the next beat. Read the set at once when the registry says that it changed: to know who
@@ -220,6 +234,7 @@ class Membership:
     async def _tick(self) -> None:
         try:
             beats = await self._beat()
+            self._is_alone = self._ours.issuperset(beats)
             if not self._watches:
                 await self._stay()
                 return

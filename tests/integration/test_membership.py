@@ -14,7 +14,7 @@ from shared.backends.embedded.registry import open_registry
 from shared.clock import SystemClock
 from shared.detector import NodeState
 from shared.member_changes import MAX_CHANGES, Change, Subscription
-from shared.membership import Load, Membership
+from shared.membership import ALONE_FACTOR, Load, Membership
 from shared.ports import Beat, Member, NodeRegistry
 from shared.settings import RegistrySettings, Settings
 
@@ -318,3 +318,31 @@ async def test_a_wait_is_woken_once_for_what_happened(registry: ModelRegistry) -
     await subscription.wait(10)
     await asyncio.wait_for(subscription.wait(0.01), 5)
     assert await subscription.changes(0) == [Change("join", "x")]
+
+
+async def test_alone_it_beats_half_as_often_and_who_comes_never_suspects_it(any_registry: NodeRegistry) -> None:
+    async with running(any_registry, "first") as (first,):
+        assert first.membership._pace == ALONE_FACTOR * INTERVAL
+        second = Process(any_registry, "second")
+        await second.start()
+        await eventually(lambda: second.sees(first="live", second="live"))
+        await eventually(lambda: first.sees(first="live", second="live"))
+        assert first.membership._pace == INTERVAL
+        reached = _seq(second, first.key) + 10
+        await eventually(lambda: _seq(second, first.key) >= reached)
+        assert not [change for change in await second.heard() if change.kind == "suspect"]
+        await second.stop()
+        await eventually(lambda: first.membership._pace == ALONE_FACTOR * INTERVAL)
+
+
+async def test_two_of_one_process_are_alone(any_registry: NodeRegistry) -> None:
+    async with running(any_registry, "gateway") as (gateway,):
+        load = Load()
+        node = Membership(
+            any_registry, fast(), SystemClock(), member("node"), lambda: load, watches=False, beside=gateway.membership
+        )
+        beating = asyncio.create_task(node.run())
+        await eventually(lambda: gateway.sees(gateway="live", node="live"))
+        assert node._pace == gateway.membership._pace == ALONE_FACTOR * INTERVAL
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
