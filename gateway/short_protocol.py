@@ -2,8 +2,7 @@
 request of ASGI's.
 
 A request is looked at where nothing else is under way on its connection and it begins with the bytes just received.
-While one is being answered, what comes behind it waits here, so answers keep their order. Whatever is declined goes to
-the parser as it came.
+While one is answered, what comes behind it waits here: answers keep their order. What is declined is the parser's.
 """
 
 from __future__ import annotations

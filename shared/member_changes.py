@@ -7,6 +7,8 @@ from typing import Self
 
 import msgspec
 
+from shared.detector import NodeState
+
 MAX_CHANGES = 4096
 """Changes kept for one subscriber; beyond it they become one ``reset``."""
 
@@ -70,3 +72,16 @@ class Subscription:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def kind_of(before: NodeState | None, state: NodeState) -> str:
+    """What it is called that a process is in this state and was in that one (None: it was not known)."""
+    if before is None:
+        return "join"
+    if state is NodeState.SUSPECT:
+        return "suspect"
+    if state is NodeState.DEAD:
+        return "dead"
+    if state is NodeState.DRAINING:
+        return "drain"
+    return "join" if before is NodeState.DEAD else "load"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from shared.cancelling import to_the_end
 from shared.clock import Clock, to_tick
 from shared.detector import Detector, NodeState
 from shared.errors import CdrsError, Unavailable
-from shared.member_changes import Change, Subscription
+from shared.member_changes import Change, Subscription, kind_of
 from shared.member_states import Since, StateTimes
 from shared.ports import Beat, ChangeSource, Explaining, Member, NodeRegistry
 from shared.process_usage import ProcessUsage
@@ -36,8 +37,10 @@ RETURN_TIME = 2.5
 """Seconds of these in which nobody's silence counts: some find a cluster that was away sooner than others."""
 MAX_DETAIL = 500
 """Characters of each reason to wait that a beat carries."""
+ALONE_AFTER = 10.0
+"""Seconds in which only this process has beaten, after which the next beat is `ALONE_FACTOR` times as far: while
+several start, each is alone at first."""
 ALONE_FACTOR = 2
-"""So many times as long from beat to beat while only this process beats."""
 REAP_FACTOR = 10
 """Somebody dead for so many times ``dead_after`` is taken out of the set by whoever sees it."""
 
@@ -126,8 +129,8 @@ class Membership:
         )
         self._seq = 0
         self._joined = False
-        self._is_alone = False
-        """When the registry was last read, only this process beat."""
+        self._alone_since = math.inf
+        """Since when only this process beats."""
         self._is_ok = False
         self._trouble = ""
         """Why the registry could not be reached, as last said."""
@@ -212,7 +215,8 @@ class Membership:
         """Seconds from one beat to the next. Where nobody listens, every other one is left out: who comes then hears of
         us before it would suspect us, and with its first beat we are as fast as ever."""
         every = self._settings.beat_interval
-        return every * ALONE_FACTOR if self._is_alone and self._settings.suspect_after > ALONE_FACTOR else every
+        is_alone = self._clock.monotonic() - self._alone_since >= ALONE_AFTER
+        return every * ALONE_FACTOR if is_alone and self._settings.suspect_after > ALONE_FACTOR else every
 
     async def _idle(self, until: float) -> None:
         """Wait for the time of the next beat. Read the set at once when the registry says that it changed: to know who
@@ -234,7 +238,8 @@ class Membership:
     async def _tick(self) -> None:
         try:
             beats = await self._beat()
-            self._is_alone = self._ours.issuperset(beats)
+            is_alone = self._ours.issuperset(beats)
+            self._alone_since = min(self._alone_since, self._clock.monotonic()) if is_alone else math.inf
             if not self._watches:
                 await self._stay()
                 return
@@ -357,7 +362,7 @@ class Membership:
             self._times.left(key)
         for key, state in states.items():
             if before.get(key) is not state:
-                self._tell(Change(_kind(before.get(key), state), key))
+                self._tell(Change(kind_of(before.get(key), state), key))
                 if key != self.me.key:
                     self._note(key, before.get(key), state)
 
@@ -377,18 +382,6 @@ class Membership:
         except (CdrsError, OSError) as error:
             if self._joined:
                 logger.warning("could not leave the registry, others will clean up: %s", error)
-
-
-def _kind(before: NodeState | None, state: NodeState) -> str:
-    if before is None:
-        return "join"
-    if state is NodeState.SUSPECT:
-        return "suspect"
-    if state is NodeState.DEAD:
-        return "dead"
-    if state is NodeState.DRAINING:
-        return "drain"
-    return "join" if before is NodeState.DEAD else "load"
 
 
 def _is_same_load(before: Beat, beat: Beat) -> bool:

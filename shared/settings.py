@@ -129,7 +129,12 @@ class RegistrySettings(_Group):
         "Hazelcast members: hazelcast://host:port,host:port/cluster-name. Empty: SQLite in the data folder.",
         unit="URL",
     )
-    beat_interval: float = _seconds(0.3, "Between two heartbeats of a process, and between two reads.", ge=0.05, le=10)
+    beat_interval: float = _seconds(
+        0.3,
+        "Between two heartbeats of a process, and between two reads; twice as long once no other has beaten for 10 s.",
+        ge=0.05,
+        le=10,
+    )
     suspect_after: int = _count(3, "Missed beats before a live process is suspected.", unit="beats", ge=1, le=100)
     dead_after: float = _seconds(1.5, "Silence before a process counts as dead and loses its routes.", ge=0.2, le=600)
     timeout: float = _seconds(0.5, "How long one registry call may take; the last picture holds meanwhile.", ge=0.05)

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from model_nodes import ModelRegistry, eventually, member
 
+from shared import membership
 from shared.backends.embedded.registry import open_registry
 from shared.clock import SystemClock
 from shared.detector import NodeState
 from shared.member_changes import MAX_CHANGES, Change, Subscription
-from shared.membership import ALONE_FACTOR, Load, Membership
+from shared.membership import Load, Membership
 from shared.ports import Beat, Member, NodeRegistry
 from shared.settings import RegistrySettings, Settings
 
@@ -320,9 +321,19 @@ async def test_a_wait_is_woken_once_for_what_happened(registry: ModelRegistry) -
     assert await subscription.changes(0) == [Change("join", "x")]
 
 
-async def test_alone_it_beats_half_as_often_and_who_comes_never_suspects_it(any_registry: NodeRegistry) -> None:
+@pytest.fixture
+def soon_alone(monkeypatch: pytest.MonkeyPatch) -> float:
+    """The interval of who has been alone for long enough."""
+    monkeypatch.setattr(membership, "ALONE_AFTER", 4 * INTERVAL)
+    return membership.ALONE_FACTOR * INTERVAL
+
+
+async def test_alone_it_beats_half_as_often_and_who_comes_never_suspects_it(
+    any_registry: NodeRegistry, soon_alone: float
+) -> None:
     async with running(any_registry, "first") as (first,):
-        assert first.membership._pace == ALONE_FACTOR * INTERVAL
+        assert first.membership._pace == INTERVAL
+        await eventually(lambda: first.membership._pace == soon_alone)
         second = Process(any_registry, "second")
         await second.start()
         await eventually(lambda: second.sees(first="live", second="live"))
@@ -332,10 +343,10 @@ async def test_alone_it_beats_half_as_often_and_who_comes_never_suspects_it(any_
         await eventually(lambda: _seq(second, first.key) >= reached)
         assert not [change for change in await second.heard() if change.kind == "suspect"]
         await second.stop()
-        await eventually(lambda: first.membership._pace == ALONE_FACTOR * INTERVAL)
+        await eventually(lambda: first.membership._pace == soon_alone)
 
 
-async def test_two_of_one_process_are_alone(any_registry: NodeRegistry) -> None:
+async def test_two_of_one_process_are_alone(any_registry: NodeRegistry, soon_alone: float) -> None:
     async with running(any_registry, "gateway") as (gateway,):
         load = Load()
         node = Membership(
@@ -343,6 +354,6 @@ async def test_two_of_one_process_are_alone(any_registry: NodeRegistry) -> None:
         )
         beating = asyncio.create_task(node.run())
         await eventually(lambda: gateway.sees(gateway="live", node="live"))
-        assert node._pace == gateway.membership._pace == ALONE_FACTOR * INTERVAL
+        await eventually(lambda: node._pace == gateway.membership._pace == soon_alone)
         beating.cancel()
         await asyncio.gather(beating, return_exceptions=True)
