@@ -1,7 +1,7 @@
 """The short way of a plain POST: from the bytes of a whole request to its receipt, beneath ASGI.
 
-What is served here is what producers send all day: ``POST /v1/streams/{stream}/events`` with one event, or with a few
-lines of NDJSON (those also to ``/v1/events``, and with ``receipts=errors``), and a Content-Length, all of it here.
+What is served here is what producers send all day: ``POST /v1/streams/{stream}/events`` or ``/v1/events`` with one
+event, or with a few lines of NDJSON (those also with ``receipts=errors``), and a Content-Length, all of it here.
 Anything else, and whatever is not known at once, is declined before anything was done, and goes through the
 application. Validation, errors, receipts and counters are the application's own functions.
 
@@ -80,8 +80,9 @@ class Target:
 
     path: str
     stream: str | None
-    """None: each event names its own. Such requests, and those of the next kind, are taken where they bring lines."""
+    """None: each event names its own."""
     errors_only: bool
+    """Such requests are taken where they bring lines."""
     builder: EventBuilder
     """For payloads that bring neither key nor idempotency key."""
 
@@ -224,7 +225,7 @@ class Shortcut:
         stream = target.stream
         if stream is not None and context.catalog.cached_spread(stream) is None:
             return None
-        if not fields.is_lines and (stream is None or target.errors_only):
+        if target.errors_only and not fields.is_lines:
             return None
         builder = target.builder if fields.is_bare else self._builder(stream, fields.head)
         if fields.is_lines:
@@ -235,7 +236,7 @@ class Shortcut:
             context.dispatcher.check()
             draft = builder.payload(body) if fields.is_bare else build_one(builder, fields.head, body)
             post.draft = draft
-            if draft.event.spread == SPREAD_UNKNOWN:  # what the catalog knew has run out at this very moment
+            if draft.event.spread == SPREAD_UNKNOWN:  # the catalog does not know the stream, or no more
                 return None
             post.pending = submit_one(context, draft, post.settled)
         except CdrsError as error:

@@ -165,7 +165,18 @@ REQUESTS: dict[str, tuple[bytes, str]] = {
         "short",
     ),
     "lines-many-streams-none": (post(b"", NDJSON | {"Content-Length": "0"}, "/v1/events"), "short"),
-    "many-streams": (post(event(cdrsstream="orders"), STRUCTURED, "/v1/events"), NEVER),
+    "many-streams": (post(event(cdrsstream="orders"), STRUCTURED, "/v1/events"), "short"),
+    "many-streams-binary": (
+        post(b"1", JSON | {"ce-type": "x", "ce-id": "b", "ce-cdrsstream": "orders"}, "/v1/events"),
+        "short",
+    ),
+    "many-streams-none": (post(event(), STRUCTURED, "/v1/events"), "short"),
+    "many-streams-payload": (post(b"1", JSON, "/v1/events"), "short"),
+    "many-streams-bad": (post(event(cdrsstream="a..b"), STRUCTURED, "/v1/events"), "short"),
+    "many-streams-errors-only": (
+        post(event(cdrsstream="orders"), STRUCTURED, "/v1/events?receipts=errors"),
+        NEVER,
+    ),
 }
 
 
@@ -336,11 +347,21 @@ async def test_a_fault_of_answering_lines_is_answered(server: ProduceServer, mon
     assert [answer.split(b"\r\n", 1)[0] for answer in answers] == [b"HTTP/1.1 500 Internal Server Error"] * ROUNDS
 
 
-async def test_an_unknown_stream_is_asked_for_by_the_application(servers: tuple[ProduceServer, ProduceServer]) -> None:
+@pytest.mark.parametrize(
+    "request_",
+    [
+        post(b"1", JSON | {"Cdrs-Key": "k"}),
+        post(event(cdrsstream="orders", partitionkey="k"), STRUCTURED, "/v1/events"),
+    ],
+    ids=["one-stream", "many-streams"],
+)
+async def test_an_unknown_stream_is_asked_for_by_the_application(
+    servers: tuple[ProduceServer, ProduceServer], request_: bytes
+) -> None:
     server = servers[0].emptied()
     assert server.shortcut is not None
     server.context.catalog.spreads["orders"] = 4
-    answers, _ = await rounds(server, post(b"1", JSON | {"Cdrs-Key": "k"}))
+    answers, _ = await rounds(server, request_)
     assert server.context.catalog.asked == ["orders"]
     assert server.shortcut.taken == ROUNDS - 1
     assert len({re.search(rb'"partition":\d+', answer)[0] for answer in answers}) == 1  # type: ignore[index]
