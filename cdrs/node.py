@@ -305,7 +305,7 @@ class Node:
             await self._look_at_log()
             if self._telemetry is not None:
                 self._export(self._telemetry)
-            await asyncio.sleep(to_tick(MEASURE_INTERVAL, self._clock.monotonic()))
+            await asyncio.sleep(to_tick(MEASURE_INTERVAL, self._clock))
 
     async def _look_at_log(self) -> None:
         try:

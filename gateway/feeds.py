@@ -63,14 +63,16 @@ class FeedManager:
         epoch = self._router.epoch
         try:
             async with asyncio.TaskGroup() as tasks:
-                looked = self._clock.monotonic()
+                due = self._clock.monotonic()
                 while True:
                     if self._router.epoch != epoch:
                         raise StaleEpoch(f"the log moved from epoch {epoch} to {self._router.epoch}")
-                    self._break_silent(late=self._clock.monotonic() - looked - TICK)
+                    self._break_silent(late=self._clock.monotonic() - due)
                     self._follow(tasks)
-                    looked = self._clock.monotonic()
-                    await self._watch.wait(self._patience(looked))
+                    now = self._clock.monotonic()
+                    patience = self._patience(now)
+                    due = now + patience
+                    await self._watch.wait(patience)
         finally:
             self._feeds.clear()
 
@@ -94,7 +96,10 @@ class FeedManager:
 
     def _patience(self, now: float) -> float:
         return min(
-            [to_tick(TICK, now), *(max(until - now, 0.01) for until, _ in self._avoided.values() if until > now)]
+            [
+                to_tick(TICK, self._clock),
+                *(max(until - now, 0.01) for until, _ in self._avoided.values() if until > now),
+            ]
         )
 
     def _break_silent(self, *, late: float) -> None:

@@ -312,7 +312,7 @@ class Router:
         peer.broken_at, peer.strained = None, frozenset(info.strained)
         self._rank()
         try:
-            while not await handle.wait_gone(to_tick(LOOK_INTERVAL, self.clock.monotonic())):
+            while not await handle.wait_gone(to_tick(LOOK_INTERVAL, self.clock)):
                 await self._look(peer, handle)
         finally:
             handle.leave()

@@ -175,8 +175,7 @@ class ShortcutProtocol(CdrsHttpProtocol):
         if not self._is_answered:
             self._post = post
         self._has_waited = False
-        if self._head_timer is not None:
-            self._stop_head_timer()
+        self._stop_head_timer()
         return True
 
     def _refuse_batch(self, shortcut: Shortcut, target: Target, length: Length, here: int) -> bool:
@@ -346,7 +345,6 @@ class ShortcutProtocol(CdrsHttpProtocol):
         """With what was held while a request was being answered."""
         self.flow.resume_reading()
         self.data_received(self._unhold())
-        self._widen_if_taken()
         self._end_if_asked()
 
     # --- for the shortcut ------------------------------------------------------------------------
@@ -376,6 +374,8 @@ class ShortcutProtocol(CdrsHttpProtocol):
             self._watch_idleness(self.timeout_keep_alive)
         if was_waiting and self._held and not self.flow.write_paused:
             self._go_on()
+        elif self._is_narrow and not self._has_more:
+            self._widen_if_taken()
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """See `gateway.shortcut.Connection`."""

@@ -8,6 +8,7 @@ import socket
 import struct
 import termios
 from contextlib import suppress
+from functools import cache
 
 SEND_BUFFER = 80 * 1024
 """What the kernel may hold for one subscriber, in bytes: it would let the buffer of a stalled one grow to megabytes. It
@@ -76,6 +77,15 @@ def bound_socket(transport: asyncio.Transport | None, stall_timeout: float, *, s
 def bound_sending(transport: asyncio.Transport, size: int) -> None:
     """How much the kernel keeps of what is written; what it has already is kept."""
     _set_buffer(transport, socket.SO_SNDBUF, size)
+
+
+@cache
+def may_grow_again() -> bool:
+    """Whether the kernel lets go of a bound that was set."""
+    with suppress(OSError), socket.socket() as sock:
+        sock.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK)
+        return True
+    return False
 
 
 def bound_receiving(transport: asyncio.Transport, size: int) -> None:

@@ -12,7 +12,16 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway import ahead
-from gateway.sockets import NARROW, USUAL, bound_receiving, outstanding, set_kernel_timeout, unread, widen_receiving
+from gateway.sockets import (
+    NARROW,
+    USUAL,
+    bound_receiving,
+    may_grow_again,
+    outstanding,
+    set_kernel_timeout,
+    unread,
+    widen_receiving,
+)
 from gateway.stalls import StallWatch
 
 WRITE_BUFFER = 16 * 1024
@@ -20,6 +29,9 @@ WRITE_BUFFER = 16 * 1024
 
 LARGE = 16 * 1024
 """Bytes of a body from which on it is a large one, and received as fast as it comes."""
+
+UNTAKEN = 16 * 1024
+"""Bytes of answers that the client has not taken, from which on it may be one that does not read."""
 
 
 class Flow(FlowControl):
@@ -52,7 +64,8 @@ class WatchedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = Flow(transport)  # pyright: ignore[reportIncompatibleVariableOverride]
         transport.set_write_buffer_limits(WRITE_BUFFER)
-        bound_receiving(transport, USUAL)
+        if may_grow_again():
+            bound_receiving(transport, USUAL)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
@@ -141,11 +154,11 @@ class WatchedProtocol(HttpToolsProtocol):
         return 0
 
     def _look_behind(self) -> None:
-        """After the client has stopped reading, or sent more. One that is far ahead of its answers may not be reading
-        them either: that shows only once many of them wait, and the kernel would hold as much of what it sent."""
+        """After the client has stopped reading, or sent more. One that is far ahead of answers of which the kernel
+        holds some may not be reading: that shows only once it holds many, and would hold as much of what was sent."""
         behind = self._behind_bytes()
         if not self.flow.write_paused:
-            if behind > ahead.UNREAD:
+            if behind > ahead.UNREAD and self.outstanding() > UNTAKEN:
                 self._narrow()
             return
         if self._is_streaming and behind + unread(self.transport) > ahead.UNREAD:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import random
 import time
 from typing import Protocol
 
 
 class Clock(Protocol):
     """Two clocks: one for durations, one for the calendar."""
+
+    @property
+    def phase(self) -> float:
+        """Seconds, 0 to 1, that set the ticks of this process apart from those of others (`to_tick`)."""
+        ...
 
     def monotonic(self) -> float:
         """Seconds on a clock that never jumps; for deadlines, ages and rates."""
@@ -20,7 +25,10 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clocks."""
+    """The machine's clocks, which processes share; one object for each process."""
+
+    def __init__(self) -> None:
+        self.phase = random.random()
 
     monotonic = staticmethod(time.monotonic)
 
@@ -28,17 +36,12 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
 
-_GOLDEN = 0.6180339887
-"""Multiples of it, modulo 1, lie far apart: so do the ticks of processes with consecutive numbers."""
-
-
-def to_tick(interval: float, now: float) -> float:
-    """Seconds from ``now``, on the monotonic clock, until the next tick of this process with this interval: at least a
-    quarter of it, at most a quarter more than it.
+def to_tick(interval: float, clock: Clock, *, phase: float | None = None) -> float:
+    """Seconds until the next tick with this interval: at least a quarter of it, at most a quarter more than it.
 
     Whatever looks around at the same interval, or at a multiple of it, does so at the same moment, and a process at
-    rest wakes up once for all of them. Processes of a machine have ticks of their own, so that they do not all ask for
-    the same things at once.
+    rest wakes up once for all of them. ``phase``: seconds by which the ticks lie beside those of the clock; by default
+    the clock's own.
     """
-    left = interval - (now + os.getpid() * _GOLDEN % 1) % interval
+    left = interval - (clock.monotonic() + (clock.phase if phase is None else phase)) % interval
     return left if left >= interval / 4 else left + interval

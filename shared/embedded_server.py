@@ -8,8 +8,6 @@ from contextlib import contextmanager, suppress
 
 import uvicorn
 
-from shared.clock import to_tick
-
 TICK = 1.0
 """Seconds between two looks at what changes by the second: the Date field."""
 
@@ -35,5 +33,5 @@ class EmbeddedServer(uvicorn.Server):
     async def main_loop(self) -> None:
         while not await self.on_tick(0):
             with suppress(TimeoutError):
-                async with asyncio.timeout(to_tick(TICK, asyncio.get_running_loop().time())):
+                async with asyncio.timeout(TICK):
                     await self._leaving.wait()

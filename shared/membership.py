@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import zlib
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -37,10 +38,9 @@ RETURN_TIME = 2.5
 """Seconds of these in which nobody's silence counts: some find a cluster that was away sooner than others."""
 MAX_DETAIL = 500
 """Characters of each reason to wait that a beat carries."""
-ALONE_AFTER = 10.0
-"""Seconds in which only this process has beaten, after which the next beat is `ALONE_FACTOR` times as far: while
-several start, each is alone at first."""
-ALONE_FACTOR = 2
+ALONE_AFTER, ALONE_FACTOR, ALONE_MOST = 10.0, 2, 1.0
+"""Where only this process has beaten for so many seconds (of several that start, each is alone at first), the next beat
+is so many times as far, if that is at most so many seconds."""
 REAP_FACTOR = 10
 """Somebody dead for so many times ``dead_after`` is taken out of the set by whoever sees it."""
 
@@ -114,6 +114,8 @@ class Membership:
         self._ours: set[str] = set() if beside is None else beside._ours
         """Keys of this process's memberships."""
         self._ours.add(me.key)
+        self._phase: float = zlib.crc32(me.key.encode()) / 2**32 if beside is None else beside._phase
+        """Of its ticks: one in a process, whatever the clock."""
         self.draining = False
         """Set it to tell the others, with the next beat, that this process is about to leave."""
         self._registry = registry
@@ -202,21 +204,28 @@ class Membership:
         with ExitStack() as stack:
             if isinstance(self._registry, ChangeSource):
                 stack.callback(self._registry.on_change(self._set_changed.set))
+            if self._may_spare_beats:  # who was alone until now has not heard of us yet
+                self._detector.spare(self._clock.monotonic() + self._settings.beat_interval * (ALONE_FACTOR + 1))
             try:
                 while True:
                     await self._tick()
-                    now = self._clock.monotonic()
-                    await self._idle(now + to_tick(self._pace, now))
+                    pause = to_tick(self._pace, self._clock, phase=self._phase)
+                    await self._idle(self._clock.monotonic() + pause)
             finally:
                 await to_the_end(self._leave())
 
     @property
     def _pace(self) -> float:
-        """Seconds from one beat to the next. Where nobody listens, every other one is left out: who comes then hears of
-        us before it would suspect us, and with its first beat we are as fast as ever."""
+        """Seconds from one beat to the next. Where nobody listens, every other one is left out: who comes bears with it
+        (see `run`), and with its first beat we are as fast as ever."""
         every = self._settings.beat_interval
         is_alone = self._clock.monotonic() - self._alone_since >= ALONE_AFTER
-        return every * ALONE_FACTOR if is_alone and self._settings.suspect_after > ALONE_FACTOR else every
+        return every * ALONE_FACTOR if is_alone and self._may_spare_beats else every
+
+    @property
+    def _may_spare_beats(self) -> bool:
+        every, dead_after = self._settings.beat_interval, self._settings.dead_after
+        return every * ALONE_FACTOR <= ALONE_MOST and every * (ALONE_FACTOR + 1) <= dead_after
 
     async def _idle(self, until: float) -> None:
         """Wait for the time of the next beat. Read the set at once when the registry says that it changed: to know who
@@ -251,6 +260,7 @@ class Membership:
             if self._is_ok or str(error) != self._trouble:
                 self._trouble = str(error)
                 logger.warning("the registry cannot be reached, the last picture holds: %s", error)
+            self._alone_since = math.inf
             self._turn(ok=False)
         self._publish()
 
@@ -262,9 +272,9 @@ class Membership:
             self._joined = any(member.key == self.me.key for member in members)
         self._turn(ok=True)
 
-    async def _call(self, call: Coroutine[Any, Any, T]) -> T:
+    async def _call(self, call: Coroutine[Any, Any, T], *, calls: int = 1) -> T:
         try:
-            async with asyncio.timeout(self._settings.timeout):
+            async with asyncio.timeout(self._settings.timeout * calls):
                 return await call
         except TimeoutError as error:
             raise Unavailable(f"no answer within {self._settings.timeout} s") from error
@@ -288,7 +298,7 @@ class Membership:
             partitions=load.partitions,
             waits={name: detail[:MAX_DETAIL] for name, detail in load.waits.items()},
         )
-        return await self._call(self._registry.beat(self.me.key, self._own_beat))
+        return await self._call(self._registry.beat(self.me.key, self._own_beat), calls=2)  # to write, and to read
 
     def _is_set_due(self, beats: Mapping[str, Beat]) -> bool:
         if self._clock.monotonic() - self._set_read_at >= SET_INTERVAL:
@@ -333,7 +343,7 @@ class Membership:
         for key, beat in beats.items():
             if key not in self._known:
                 # It beats but stands in no set that was read: shown to operators, and routed to by nobody.
-                self._known[key] = _nameless(key)
+                self._known[key] = Member.nameless(key)
             before = self._last.get(key)
             self._last[key] = beat
             if before is not None and not _is_same_load(before, beat):
@@ -387,7 +397,3 @@ class Membership:
 def _is_same_load(before: Beat, beat: Beat) -> bool:
     return before == beat or before == msgspec.structs.replace(beat, seq=before.seq)
 
-
-def _nameless(key: str) -> Member:
-    node_id, _, incarnation = key.rpartition("/")
-    return Member(id=node_id, incarnation=incarnation, role="", url="", version="", zone="", capacity=0.0)

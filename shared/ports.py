@@ -222,6 +222,12 @@ class Member(msgspec.Struct, frozen=True):
         """``id/incarnation``: its key in the heartbeat map."""
         return f"{self.id}/{self.incarnation}"
 
+    @classmethod
+    def nameless(cls, key: str) -> Member:
+        """One of whom nothing is known but its key."""
+        node_id, _, incarnation = key.rpartition("/")
+        return cls(id=node_id, incarnation=incarnation, role="", url="", version="", zone="", capacity=0.0)
+
 
 class Beat(msgspec.Struct, frozen=True, omit_defaults=True):
     """One heartbeat."""

@@ -66,7 +66,7 @@ class Vitals:
     async def _watch_loop(self) -> None:
         while True:
             now = self._clock.monotonic()
-            pause = to_tick(TICK, now)
+            pause = to_tick(TICK, self._clock)
             await asyncio.sleep(pause)
             self.late(self._clock.monotonic() - now - pause)
 
@@ -97,7 +97,7 @@ class Vitals:
         """Look at descriptors and disk, once."""
         try:
             self.open = self._descriptors()
-        except OSError:  # to look takes one, too
+        except OSError:  # to list them takes one, too
             self.open = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if self._folder is not None:
             try:

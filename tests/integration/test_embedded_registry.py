@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import apsw
 import orjson
 import pytest
 
+from shared.backends.embedded.database import Database
 from shared.backends.embedded.registry import EmbeddedRegistry, open_registry
 from shared.errors import StartError, Unavailable
 from shared.ports import Beat, Member
@@ -67,6 +70,41 @@ class TestRegistryFile:
             other.close()
             await registry.beat(self.ME.key, self.BEAT)
             assert dict(await registry.beats()) == {self.ME.key: self.BEAT}
+
+    async def test_of_calls_that_go_together_each_has_its_own_answer(self, tmp_path: Path) -> None:
+        async with open_registry(tmp_path, self.SETTINGS) as registry:
+
+            def fail(_: Database) -> None:
+                raise apsw.FullError("full")
+
+            joined, failed, beats = await asyncio.gather(
+                registry.join(self.ME), registry._ask(fail), registry.beat(self.ME.key, self.BEAT),
+                return_exceptions=True,
+            )  # fmt: skip
+            assert joined is None
+            assert isinstance(failed, Unavailable)
+            assert beats == {self.ME.key: self.BEAT}
+
+    async def test_what_nobody_waits_for_any_more_is_not_asked(self, tmp_path: Path) -> None:
+        async with open_registry(tmp_path, self.SETTINGS) as registry:
+            go_on, asked = threading.Event(), list[str]()
+            held = asyncio.create_task(registry._ask(lambda _: go_on.wait(10)))
+            await asyncio.sleep(0)
+            late = [asyncio.create_task(registry._ask(lambda _, name=name: asked.append(name))) for name in "abc"]
+            await asyncio.sleep(0)
+            late[1].cancel()
+            await asyncio.sleep(0)
+            go_on.set()
+            await asyncio.gather(held, *late, return_exceptions=True)
+            assert asked == ["a", "c"]
+
+    async def test_a_closed_one_says_so_at_once(self, tmp_path: Path) -> None:
+        registry = EmbeddedRegistry(tmp_path / "registry.db", RegistrySettings(timeout=60))
+        await registry.open()
+        await registry.close()
+        async with asyncio.timeout(5):
+            with pytest.raises(Unavailable, match="closed"):
+                await registry.members()
 
     async def test_a_beat_from_before_a_reboot_has_expired(self, tmp_path: Path) -> None:
         now = 1_000_000.0

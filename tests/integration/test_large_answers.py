@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -231,20 +232,56 @@ def narrowed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return narrowed
 
 
-def test_of_who_is_far_ahead_of_its_answers_little_is_received_until_it_has_them(
-    server: ThreadedServer, made: list[CdrsHttpProtocol], narrowed: list[bool]
+@pytest.mark.parametrize("way", ["application", "short", "cut"])
+def test_of_who_is_far_ahead_and_does_not_read_little_is_received_until_it_does(
+    server: ThreadedServer, made: list[CdrsHttpProtocol], narrowed: list[bool], way: str
 ) -> None:
-    count = 600
-    assert len(posts(range(count))) > ahead.UNREAD
+    count, got = 2000, b""
+    if way != "application":  # to an unknown stream the first one, and with it what comes behind, is the application's
+        publish(server, "posted", 1)
+        made.clear()
+    requests = posts(range(count))
     with connected(server) as client:
-        client.sendall(posts(range(count)))
-        got = b""
-        while got.count(b'"duplicate":') < count:
+        client.sendall(requests[: -40 if way == "cut" else None])
+        wait_until(lambda: waiting(made), 10, "answers that wait")
+        assert narrowed
+        assert not narrowed[0], "before it shows whether it reads"
+        while got.count(b'"duplicate":') < count - (way == "cut"):
             got += client.recv(65536)
+        if way == "cut":
+            client.sendall(requests[-40:])
+            while got.count(b'"duplicate":') < count:
+                got += client.recv(65536)
         sock = made[0].transport.get_extra_info("socket")
         wait_until(lambda: sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * USUAL, 10, "the usual room")
-    assert narrowed
-    assert not narrowed[0], "before it shows whether it reads"
+
+
+def test_who_reads_may_be_far_ahead(server: ThreadedServer, made: list[CdrsHttpProtocol], narrowed: list[bool]) -> None:
+    count, got = 2000, b""
+    publish(server, "posted", 1)
+    with connected(server) as client:
+        sending = threading.Thread(target=client.sendall, args=(posts(range(count)),))
+        sending.start()
+        while got.count(b'"duplicate":') < count:
+            got += client.recv(1 << 20)
+        sending.join(10)
+    assert len(narrowed) <= 2, "but where it was slow for a moment"
+
+
+def test_a_stream_may_be_asked_for_behind_many_posts(
+    server: ThreadedServer, made: list[CdrsHttpProtocol], caplog: pytest.LogCaptureFixture
+) -> None:
+    count, got = 1000, b""
+    publish(server, "posted", 1)
+    with connected(server) as client:
+        client.sendall(posts(range(count)) + get("/v1/streams/large/events", "text/event-stream"))
+        while b"text/event-stream" not in got:
+            got += client.recv(65536)
+        assert got.count(b'"duplicate":') == count
+        publish(server, "large", 1)
+        while b"data: " not in got:
+            got += client.recv(65536)
+    assert not [entry for entry in caplog.records if entry.levelname == "ERROR"]
 
 
 def test_a_large_body_is_received_as_fast_as_it_comes(server: ThreadedServer, made: list[CdrsHttpProtocol]) -> None:

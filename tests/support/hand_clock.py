@@ -6,6 +6,8 @@ from __future__ import annotations
 class HandClock:
     """`shared.clock.Clock`; both clocks show the same time."""
 
+    phase = 0.0
+
     def __init__(self) -> None:
         self.now = 100.0
 

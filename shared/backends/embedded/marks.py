@@ -17,7 +17,6 @@ from typing import Final, Protocol
 
 import msgspec
 
-from shared.clock import to_tick
 from shared.errors import StartError
 from shared.position import Epoch
 from shared.records import FormerEpoch
@@ -101,7 +100,7 @@ async def _mark(folder: Path, log: _Log) -> None:
     last: dict[int, int] = {}
     try:
         while True:
-            await asyncio.sleep(to_tick(INTERVAL, asyncio.get_running_loop().time()))
+            await asyncio.sleep(INTERVAL)
             if log.known_ends == last:
                 continue
             try:

@@ -130,23 +130,25 @@ class EmbeddedRegistry:
     def _send(self, loop: asyncio.AbstractEventLoop) -> None:
         """To the thread with them, together: there and back costs more than most calls do."""
         asked, self._asked = self._asked, []
-        answers = [answer for _, answer in asked]
-        found = loop.run_in_executor(self._executor, self._file.run_all, [question for question, _ in asked])
-        found.add_done_callback(lambda found: _settle(answers, found))
-
-
-def _settle(answers: Sequence[asyncio.Future[Any]], found: asyncio.Future[list[Any]]) -> None:
-    if found.cancelled():  # the registry is closed
-        results: list[Any] = [Unavailable("the registry is closed")] * len(answers)
-    else:
-        results = found.result()
-    for answer, result in zip(answers, results, strict=True):
-        if answer.done():
-            continue  # nobody waits for it any more
-        if isinstance(result, Exception):
-            answer.set_exception(result)
+        try:
+            found = loop.run_in_executor(self._executor, self._file.run_all, asked)
+        except RuntimeError:  # it is closed
+            _settle(asked, None)
         else:
-            answer.set_result(result)
+            found.add_done_callback(lambda found: _settle(asked, None if found.cancelled() else found.result()))
+
+
+def _settle(asked: Sequence[_Asked], found: Sequence[Any] | None) -> None:
+    """Give the answers to who still waits for one; None: the registry was closed before there were any."""
+    for number, (_, answer) in enumerate(asked):
+        if answer.done():
+            continue
+        if found is None:
+            answer.set_exception(Unavailable("the registry is closed"))
+        elif isinstance(found[number], Exception):
+            answer.set_exception(found[number])
+        else:
+            answer.set_result(found[number])
 
 
 class _RegistryFile:
@@ -168,15 +170,15 @@ class _RegistryFile:
         self._db, self._inode = db, self._path.stat().st_ino
         return db
 
-    def run_all(self, questions: Sequence[Callable[[Database], Any]]) -> list[Any]:
-        """The answer to each, or what it raised."""
-        answers: list[Any] = []
-        for question in questions:
-            try:
-                answers.append(self.run(question))
-            except Exception as error:  # noqa: BLE001 - whoever asked gets it
-                answers.append(error)
-        return answers
+    def run_all(self, asked: Sequence[_Asked]) -> list[Any]:
+        """The answer to each that somebody still waits for, or what it raised."""
+        return [None if answer.done() else self._try(question) for question, answer in asked]
+
+    def _try(self, question: Callable[[Database], Any]) -> Any:
+        try:
+            return self.run(question)
+        except Exception as error:  # noqa: BLE001 - whoever asked gets it
+            return error
 
     def run(self, question: Callable[[Database], T]) -> T:
         db = self._db

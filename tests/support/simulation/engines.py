@@ -465,9 +465,10 @@ class RegistryHandle:
         self._registry.set.pop(of.key, None)
         self._registry.map.pop(of.key, None)
 
-    async def beat(self, key: str, beat: Beat) -> None:
+    async def beat(self, key: str, beat: Beat) -> Mapping[str, Beat]:
         await self._reach()
         self._registry.map[key] = (msgspec.structs.replace(beat), self._registry.world.loop.now)
+        return await self.beats()
 
     async def members(self) -> Sequence[Member]:
         await self._reach()

@@ -94,6 +94,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
 class VirtualClock:
     """`shared.clock.Clock` of a loop."""
 
+    phase = 0.0
+
     EPOCH_MS = 1_700_000_000_000
 
     def __init__(self, loop: VirtualLoop) -> None:
