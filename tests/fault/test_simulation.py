@@ -18,7 +18,7 @@ SUPPORT = Path(__file__).resolve().parents[1] / "support"
 SHARE = 120
 """Schedules in the normal tests; `scripts/faults --simulate` runs as many as one likes."""
 RAREST = "end-not-read"
-"""The planted bug that takes a quarter of a minute to be found."""
+"""The planted bug that one schedule in a thousand shows."""
 
 
 @pytest.mark.parametrize("part", range(3))
@@ -58,15 +58,19 @@ def test_a_seed_replays_in_another_process() -> None:
 
 
 @pytest.mark.parametrize(
-    "bug", [pytest.param(name, marks=pytest.mark.slow) if name == RAREST else name for name in BUGS]
+    ("bug", "seconds"),
+    [
+        pytest.param(name, 300, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) if name == RAREST else (name, 60)
+        for name in BUGS
+    ],
 )
-def test_a_planted_bug_is_found_within_a_minute(bug: str) -> None:
+def test_a_planted_bug_is_found_soon(bug: str, seconds: float) -> None:
     began = time.process_time()
     with BUGS[bug]():
         for seed in range(10_000):
             if not run_seed(seed).verdict.ok:
                 break
-            assert time.process_time() - began < 60, f"{bug} was not found in {seed + 1} schedules"
+            assert time.process_time() - began < seconds, f"{bug} was not found in {seed + 1} schedules"
     assert run_seed(seed).verdict.ok, "without the bug the same schedule holds"
 
 

@@ -94,12 +94,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
 class VirtualClock:
     """`shared.clock.Clock` of a loop."""
 
-    phase = 0.0
-
     EPOCH_MS = 1_700_000_000_000
 
-    def __init__(self, loop: VirtualLoop) -> None:
+    def __init__(self, loop: VirtualLoop, phase: float = 0.0) -> None:
         self._loop = loop
+        self.phase = phase
 
     def monotonic(self) -> float:
         return self._loop.now

@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import logging
 import random
+import zlib
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -133,6 +134,11 @@ class Process:
             self.world.trace("resume", self.name)
             self._running.set()
 
+    def clock(self) -> VirtualClock:
+        """Everybody's, with ticks of its own."""
+        number = zlib.crc32(f"{self.world.seed}/{self.name}".encode())
+        return VirtualClock(self.world.loop, phase=number / 2**32)
+
     def crash(self) -> None:
         if self.is_dead:
             return
@@ -156,7 +162,7 @@ class NodeProcess(Process):
         log, store = LogHandle(world.log, self), StoreHandle(world.store, self)
         ids = [(each, 1.0) for each in world.node_ids]
         self.node = Node(
-            log, store, settings(max_age=world.max_age), world.clock,
+            log, store, settings(max_age=world.max_age), self.clock(),
             node_id=self.id, incarnation=str(self.incarnation),
             preferred=lambda partition: rendezvous(partition, ids)[0] == self.id,
         )  # fmt: skip
@@ -205,7 +211,7 @@ class GatewayProcess(Process):
     context: GatewayContext
 
     def start(self) -> None:
-        world, clock = self.world, self.world.clock
+        world, clock = self.world, self.clock()
         self.member = _member(self, "gateway")
         hub = Hub(settings().sse, clock, world.telemetry)
         membership = Membership(RegistryHandle(world.registry, self), settings(), clock, self.member, Load)
