@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 
 from gateway import ahead
 from gateway.short_protocol import ShortcutProtocol, http_protocol
+from gateway.watched import UNTAKEN
 from shared.settings import GatewaySettings
 
 READ = 256_000
@@ -37,6 +38,8 @@ class Wire(asyncio.Transport):
         super().__init__()
         self.reads = True
         self.written: list[bytes] = []
+        self.untaken = 0
+        """Bytes that wait for the client."""
 
     def pause_reading(self) -> None:
         self.reads = False
@@ -48,7 +51,7 @@ class Wire(asyncio.Transport):
         """It is never full."""
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.untaken
 
     def write(self, data: Any) -> None:
         self.written.append(bytes(data))
@@ -156,6 +159,20 @@ async def test_the_end_of_the_clients_side_waits_for_what_came_before_it() -> No
     assert answers.count(b"HTTP/1.1 204 ") == 4000
     assert answers.count(b"connection: close") == 1, "with the last one"
     protocol.connection_lost(None)
+
+
+@pytest.mark.parametrize("untaken", [0, UNTAKEN + 1])
+@pytest.mark.parametrize("sent", [2 * len(TINY), 2 * ahead.UNREAD])
+async def test_who_is_far_ahead_of_answers_that_wait_is_received_little_from(untaken: int, sent: int) -> None:
+    """Before it is known whether it reads; who takes its answers may be as far ahead as it likes."""
+    protocol, wire = opened(Application())
+    wire.untaken = untaken
+    protocol.data_received(STREAM)
+    await turns()
+    protocol.data_received((TINY * sent)[:sent])
+    assert protocol._is_narrow == (untaken > 0 and sent > ahead.UNREAD)
+    protocol.connection_lost(None)
+    await turns()
 
 
 async def test_what_was_never_begun_leaves_no_circle() -> None:
