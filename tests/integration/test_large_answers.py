@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -252,18 +251,6 @@ def test_of_who_is_far_ahead_and_does_not_read_little_is_received_until_it_does(
                 got += client.recv(65536)
         sock = made[0].transport.get_extra_info("socket")
         wait_until(lambda: sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * USUAL, 10, "the usual room")
-
-
-def test_who_reads_may_be_far_ahead(server: ThreadedServer, made: list[CdrsHttpProtocol], narrowed: list[bool]) -> None:
-    count, got = 2000, b""
-    publish(server, "posted", 1)
-    with connected(server) as client:
-        sending = threading.Thread(target=client.sendall, args=(posts(range(count)),))
-        sending.start()
-        while got.count(b'"duplicate":') < count:
-            got += client.recv(1 << 20)
-        sending.join(10)
-    assert len(narrowed) <= 2, "but where it was slow for a moment"
 
 
 def test_a_stream_may_be_asked_for_behind_many_posts(
