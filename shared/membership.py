@@ -273,11 +273,12 @@ class Membership:
         self._turn(ok=True)
 
     async def _call(self, call: Coroutine[Any, Any, T], *, calls: int = 1) -> T:
+        seconds = self._settings.timeout * calls
         try:
-            async with asyncio.timeout(self._settings.timeout * calls):
+            async with asyncio.timeout(seconds):
                 return await call
         except TimeoutError as error:
-            raise Unavailable(f"no answer within {self._settings.timeout} s") from error
+            raise Unavailable(f"no answer within {seconds} s") from error
 
     async def _beat(self) -> Mapping[str, Beat]:
         if not self._joined:

@@ -218,13 +218,13 @@ def test_who_sends_all_and_then_reads_gets_all_answers(server: ThreadedServer, m
 
 
 @pytest.fixture
-def narrowed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each time that a connection was made to receive little: whether it was known that it does not read."""
-    narrowed: list[bool] = []
+def narrowed(monkeypatch: pytest.MonkeyPatch) -> list[CdrsHttpProtocol]:
+    """Connections that were made to receive little, each as often as it was."""
+    narrowed: list[CdrsHttpProtocol] = []
     plain = CdrsHttpProtocol._narrow
 
     def narrow(self: CdrsHttpProtocol) -> None:
-        narrowed.append(self.flow.write_paused)
+        narrowed.append(self)
         plain(self)
 
     monkeypatch.setattr(CdrsHttpProtocol, "_narrow", narrow)
@@ -233,7 +233,7 @@ def narrowed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 @pytest.mark.parametrize("way", ["application", "short", "cut"])
 def test_of_who_is_far_ahead_and_does_not_read_little_is_received_until_it_does(
-    server: ThreadedServer, made: list[CdrsHttpProtocol], narrowed: list[bool], way: str
+    server: ThreadedServer, made: list[CdrsHttpProtocol], narrowed: list[CdrsHttpProtocol], way: str
 ) -> None:
     count, got = 2000, b""
     if way != "application":  # to an unknown stream the first one, and with it what comes behind, is the application's
