@@ -397,4 +397,3 @@ class Membership:
 
 def _is_same_load(before: Beat, beat: Beat) -> bool:
     return before == beat or before == msgspec.structs.replace(beat, seq=before.seq)
-
