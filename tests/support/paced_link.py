@@ -16,12 +16,12 @@ class PacedLink:
 
     def __init__(self, target: int, rate: Callable[[], float], *, again: float) -> None:
         """``rate``: bytes a second, asked for again and again. ``again``: the same for as many bytes of a connection as
-        the one before it has carried: when that broke, they are sent once more."""
+        the one before it has carried: when that broke, they are sent once more, before it has ended here."""
         self._target = target
         self._rate = rate
         self._again = again
-        self._carried = 0
-        """What the last connection that ended had carried."""
+        self._carried = [0]
+        """What each connection has carried, one after the other."""
         self._released = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -58,19 +58,23 @@ class PacedLink:
                 # Little may wait in the kernel: what was let through must be on its way.
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * _PIECE)
                 self._open += [client, server]
-                for source, sink, paced in ((client, server, True), (server, client, False)):
+                self._carried.append(0)
+                number = len(self._carried) - 1
+                for source, sink, paced in ((client, server, number), (server, client, None)):
                     threading.Thread(target=self._carry, args=(source, sink, paced), daemon=True).start()
 
-    def _carry(self, source: socket.socket, sink: socket.socket, paced: bool) -> None:
-        carried, again = 0, self._carried
+    def _carry(self, source: socket.socket, sink: socket.socket, paced: int | None) -> None:
         with suppress(OSError):
             while piece := source.recv(_PIECE):
                 sink.sendall(piece)
-                carried += len(piece)
-                if paced and not self._released.is_set():
-                    self._released.wait(len(piece) / (self._again if carried <= again else self._rate()))
-        if paced:
-            self._carried = carried
+                if paced is not None:
+                    self._pace(paced, len(piece))
         for each, how in ((source, socket.SHUT_RD), (sink, socket.SHUT_WR)):
             with suppress(OSError):
                 each.shutdown(how)
+
+    def _pace(self, number: int, size: int) -> None:
+        self._carried[number] += size
+        if not self._released.is_set():
+            is_again = self._carried[number] <= self._carried[number - 1]
+            self._released.wait(size / (self._again if is_again else self._rate()))
