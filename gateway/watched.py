@@ -13,9 +13,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway import ahead
 from gateway.sockets import (
+    ANSWER_SEND_BUFFER,
     NARROW,
     USUAL,
     bound_receiving,
+    bound_sending,
     may_grow_again,
     outstanding,
     set_kernel_timeout,
@@ -24,7 +26,7 @@ from gateway.sockets import (
 )
 from gateway.stalls import StallWatch
 
-WRITE_BUFFER = 16 * 1024
+WRITE_BUFFER = 8 * 1024
 """Bytes of answers that wait before the kernel's buffer, besides one write, until whoever answers has to wait."""
 
 LARGE = 16 * 1024
@@ -55,6 +57,8 @@ class WatchedProtocol(HttpToolsProtocol):
     """The answer under way is written in pieces."""
     _is_narrow = False
     """The kernel receives little."""
+    _is_thin = False
+    """It takes few of the answers."""
     _is_wide = False
     """It receives as much as the client can send."""
     _body_bytes = 0
@@ -89,11 +93,22 @@ class WatchedProtocol(HttpToolsProtocol):
             self._is_narrow, self._is_wide = True, False
             bound_receiving(self.transport, NARROW)
 
+    def _thin(self) -> None:
+        if not self._is_thin:
+            self._is_thin = True
+            bound_sending(self.transport, NARROW)
+
+    def _thicken(self) -> None:
+        if self._is_thin:
+            self._is_thin = False
+            bound_sending(self.transport, ANSWER_SEND_BUFFER)
+
     def _widen_if_taken(self) -> None:
         """Let it send as fast as it likes again, unless it is ahead of its answers."""
         if self._is_narrow and not self.flow.write_paused and not self._behind_bytes():
             self._is_narrow = False
             bound_receiving(self.transport, USUAL)
+            self._thicken()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -104,6 +119,7 @@ class WatchedProtocol(HttpToolsProtocol):
         if self._body_bytes >= LARGE and not self._is_wide:
             self._is_narrow, self._is_wide = False, True
             widen_receiving(self.transport)
+            self._thicken()
         super().on_body(body)
 
     def _unwatch(self) -> None:
@@ -126,6 +142,7 @@ class WatchedProtocol(HttpToolsProtocol):
     def streaming(self) -> Generator[None]:
         """An answer is written in pieces: one that the client has not taken is all that is kept of it."""
         self._is_streaming = True
+        self._thicken()
         self._set_write_buffer(0)
         self._look_behind()
         try:
@@ -160,6 +177,8 @@ class WatchedProtocol(HttpToolsProtocol):
         if not self.flow.write_paused:
             if behind > ahead.UNREAD and self.outstanding() > UNTAKEN:
                 self._narrow()
+                if not self._is_streaming:
+                    self._thin()
             return
         if self._is_streaming and behind + unread(self.transport) > ahead.UNREAD:
             self.cut()

@@ -67,7 +67,7 @@ def test_half_closed_it_is_closed_in_time(
 def test_a_stream_behind_it_is_not_written_into_memory(
     server: ThreadedServer, made: list[asyncio.Transport], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with asking(server, "/v1/streams/untaken/events?limit=10") as client:
+    with asking(server, "/v1/streams/untaken/events?limit=5") as client:
         wait_until(lambda: made and made[0].get_write_buffer_size(), 10, "an answer that waits")
         before = made[0].get_write_buffer_size()
         assert before < WRITE_BUFFER, "else uvicorn itself waits, and the stream is not taken over"

@@ -170,7 +170,10 @@ async def test_who_is_far_ahead_of_answers_that_wait_is_received_little_from(unt
     protocol.data_received(STREAM)
     await turns()
     protocol.data_received((TINY * sent)[:sent])
-    assert protocol._is_narrow == (untaken > 0 and sent > ahead.UNREAD)
+    is_far = untaken > 0 and sent > ahead.UNREAD
+    assert (protocol._is_narrow, protocol._is_thin) == (is_far, is_far)
+    with protocol.streaming():
+        assert not protocol._is_thin, "what is written in pieces goes as fast as it is taken"
     protocol.connection_lost(None)
     await turns()
 
