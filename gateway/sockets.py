@@ -16,13 +16,14 @@ counts twice as much, for its bookkeeping; with a write of `sse.write_bytes` tha
 ANSWER_SEND_BUFFER = 32 * 1024
 """The same for every other answer, and on the portable path, where such a client also holds a write before the
 transport, and a task."""
-USUAL = 48 * 1024
+USUAL = 40 * 1024
 """What it may receive, twice as well: what a new connection begins with. Left to itself, the kernel would be ready to
 take more and more from a client that sends without end, before that shows not to read. With 32 KiB, a sender on this
 machine, whose segments have 64, waits 0.2 s for room now and then."""
 NARROW = 4 * 1024
-"""For a client that sends on and does not read: either buffer. What the kernel was ready to receive comes besides, and
-what it has taken of the answers stays."""
+"""The same for a client that sends on and does not read. What it was ready to take comes besides, with some 64 KiB."""
+THIN = 8 * 1024
+"""What it then takes of the answers, once what it has taken already is gone."""
 NO_SOCKET = -1
 """No descriptor."""
 SO_BUF_LOCK = 72

@@ -15,6 +15,7 @@ from gateway import ahead
 from gateway.sockets import (
     ANSWER_SEND_BUFFER,
     NARROW,
+    THIN,
     USUAL,
     bound_receiving,
     bound_sending,
@@ -96,7 +97,7 @@ class WatchedProtocol(HttpToolsProtocol):
     def _thin(self) -> None:
         if not self._is_thin:
             self._is_thin = True
-            bound_sending(self.transport, NARROW)
+            bound_sending(self.transport, THIN)
 
     def _thicken(self) -> None:
         if self._is_thin:
