@@ -32,12 +32,19 @@ def fill(folder: Path, env: dict[str, str]) -> None:
     kind = {"content-type": "application/x-ndjson"}
     with CdrsProcess(folder, env=env).start() as cdrs:
         assert cdrs.request("POST", "/v1/streams/orders/events", lines, headers=kind).status == 200
-        wait_until(lambda: in_store(env) == OLD, 30, "all in the store")
+        # The checkpoint comes behind the events. Without it, the next process reads the log from its beginning, and
+        # needs no store to know what is in it.
+        read_up_to = {"next": {"$gte": OLD}}
+        wait_until(lambda: database(env).checkpoints.count_documents(read_up_to), 30, "all in the store")
+
+
+def database(env: dict[str, str]) -> Any:
+    return plain_client()[env["CDRS_STORE__URL"].rpartition("/")[2].partition("?")[0]]
 
 
 def in_store(env: dict[str, str]) -> int:
-    database = env["CDRS_STORE__URL"].rpartition("/")[2].partition("?")[0]
-    return plain_client()[database].events.count_documents({"s": "orders"})
+    found: int = database(env).events.count_documents({"s": "orders"})
+    return found
 
 
 def checks(cdrs: CdrsProcess) -> Any:
