@@ -21,9 +21,9 @@ USUAL = 40 * 1024
 take more and more from a client that sends without end, before that shows not to read. With 32 KiB, a sender on this
 machine, whose segments have 64, waits 0.2 s for room now and then."""
 NARROW = 4 * 1024
-"""The same for a client that sends on and does not read. What it was ready to take comes besides, with some 64 KiB."""
-THIN = 8 * 1024
-"""What it then takes of the answers, once what it has taken already is gone."""
+"""The same for a client that sends on and does not read. What it was ready to take comes besides, up to 80 KiB."""
+NARROW_SENDING = 8 * 1024
+"""What it then takes of the answers. What it has taken already comes besides."""
 NO_SOCKET = -1
 """No descriptor."""
 SO_BUF_LOCK = 72

@@ -15,7 +15,7 @@ from gateway import ahead
 from gateway.sockets import (
     ANSWER_SEND_BUFFER,
     NARROW,
-    THIN,
+    NARROW_SENDING,
     USUAL,
     bound_receiving,
     bound_sending,
@@ -58,7 +58,7 @@ class WatchedProtocol(HttpToolsProtocol):
     """The answer under way is written in pieces."""
     _is_narrow = False
     """The kernel receives little."""
-    _is_thin = False
+    _is_sending_narrow = False
     """It takes few of the answers."""
     _is_wide = False
     """It receives as much as the client can send."""
@@ -94,14 +94,14 @@ class WatchedProtocol(HttpToolsProtocol):
             self._is_narrow, self._is_wide = True, False
             bound_receiving(self.transport, NARROW)
 
-    def _thin(self) -> None:
-        if not self._is_thin:
-            self._is_thin = True
-            bound_sending(self.transport, THIN)
+    def _narrow_sending(self) -> None:
+        if not self._is_sending_narrow:
+            self._is_sending_narrow = True
+            bound_sending(self.transport, NARROW_SENDING)
 
-    def _thicken(self) -> None:
-        if self._is_thin:
-            self._is_thin = False
+    def _widen_sending(self) -> None:
+        if self._is_sending_narrow:
+            self._is_sending_narrow = False
             bound_sending(self.transport, ANSWER_SEND_BUFFER)
 
     def _widen_if_taken(self) -> None:
@@ -109,7 +109,7 @@ class WatchedProtocol(HttpToolsProtocol):
         if self._is_narrow and not self.flow.write_paused and not self._behind_bytes():
             self._is_narrow = False
             bound_receiving(self.transport, USUAL)
-            self._thicken()
+            self._widen_sending()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -120,7 +120,7 @@ class WatchedProtocol(HttpToolsProtocol):
         if self._body_bytes >= LARGE and not self._is_wide:
             self._is_narrow, self._is_wide = False, True
             widen_receiving(self.transport)
-            self._thicken()
+            self._widen_sending()
         super().on_body(body)
 
     def _unwatch(self) -> None:
@@ -143,7 +143,7 @@ class WatchedProtocol(HttpToolsProtocol):
     def streaming(self) -> Generator[None]:
         """An answer is written in pieces: one that the client has not taken is all that is kept of it."""
         self._is_streaming = True
-        self._thicken()
+        self._widen_sending()
         self._set_write_buffer(0)
         self._look_behind()
         try:
@@ -179,7 +179,7 @@ class WatchedProtocol(HttpToolsProtocol):
             if behind > ahead.UNREAD and self.outstanding() > UNTAKEN:
                 self._narrow()
                 if not self._is_streaming:
-                    self._thin()
+                    self._narrow_sending()
             return
         if self._is_streaming and behind + unread(self.transport) > ahead.UNREAD:
             self.cut()

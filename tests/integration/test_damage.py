@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from cdrs_process import CdrsProcess, wait_until
 from engine_nodes import engine_variables
-from mongo_adapter import plain_client
+from mongo_adapter import plain_database
+from pymongo.database import Database
 from sse_socket import Subscriber, data_of
 from write_paths import portable_slow
 
@@ -26,10 +27,10 @@ def lost_offsets() -> set[int]:
     return {offset for first, stop in LOST for offset in range(first, stop)}
 
 
-def vanish(database: str, epoch: Epoch, partition: int) -> None:
+def vanish(database: Database[dict[str, Any]], epoch: Epoch, partition: int) -> None:
     key = partition_key(epoch, partition)
     positions = [position_key(key, offset) for offset in sorted(lost_offsets())]
-    done = plain_client()[database].events.delete_many({"_id": {"$in": positions}})
+    done = database.events.delete_many({"_id": {"$in": positions}})
     assert done.deleted_count == len(positions)
 
 
@@ -41,15 +42,14 @@ def gaps_of(reader: Subscriber) -> list[dict[str, Any]]:
 async def test_what_has_vanished_is_told(tmp_path: Path) -> None:
     async with engine_variables() as env:
         small = {"CDRS_NODE__RING_RECORDS": "16", "CDRS_SSE__RING_RECORDS": "16"}
-        database = env["CDRS_STORE__URL"].rpartition("/")[2].partition("?")[0]
+        database = plain_database(env)
         with CdrsProcess(tmp_path / "cdrs", env={**env, **small}).start() as cdrs:
             lines = b"".join(b"%d\n" % number for number in range(TOTAL))
             kind = {"content-type": "application/x-ndjson"}
             answer = cdrs.request("POST", "/v1/streams/orders/events", lines, headers=kind)
             receipts = [json.loads(line) for line in answer.body.splitlines()[:-1]]
             assert [receipt["offset"] for receipt in receipts] == [str(number) for number in range(TOTAL)]
-            checkpoints = plain_client()[database].checkpoints
-            wait_until(lambda: checkpoints.count_documents({"next": TOTAL}), 30, "all in the store")
+            wait_until(lambda: database.checkpoints.count_documents({"next": TOTAL}), 30, "all in the store")
             partition = receipts[0]["partition"]
             vanish(database, Epoch.parse(receipts[0]["epoch"]), partition)
             kept = [number for number in range(TOTAL) if number not in lost_offsets()]

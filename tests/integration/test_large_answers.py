@@ -16,7 +16,7 @@ from threaded_server import ThreadedServer, metric, publish, threaded_server
 from gateway import ahead, lingering, pages
 from gateway.lingering import LingeringTransport
 from gateway.protocol import CdrsHttpProtocol
-from gateway.sockets import ANSWER_SEND_BUFFER, NARROW, SO_BUF_LOCK, SO_RCVBUF_LOCK, THIN, USUAL, unread
+from gateway.sockets import ANSWER_SEND_BUFFER, NARROW, NARROW_SENDING, SO_BUF_LOCK, SO_RCVBUF_LOCK, USUAL, unread
 
 COUNT = 1000
 JSON = {"accept": "application/json"}
@@ -214,7 +214,7 @@ def test_who_sends_all_and_then_reads_gets_all_answers(server: ThreadedServer, m
         client.sendall(posts(range(count)))
         wait_until(lambda: waiting(made), 10, "answers that wait")
         connection, sock = made[0], made[0].transport.get_extra_info("socket")
-        wait_until(lambda: room(sock) == (2 * NARROW, 2 * THIN), 10, "a narrow receiver")
+        wait_until(lambda: room(sock) == (2 * NARROW, 2 * NARROW_SENDING), 10, "a narrow receiver")
         got = b""
         while got.count(b'"duplicate":') < count:
             got += client.recv(65536)

@@ -11,7 +11,7 @@ import pytest
 from cdrs_process import CdrsProcess, client, wait_until
 from engine_nodes import engine_variables
 from kafka_engine import kafka_url
-from mongo_adapter import plain_client
+from mongo_adapter import plain_database
 from sse_socket import Subscriber, data_of
 from write_paths import each_path
 
@@ -53,7 +53,7 @@ def gaps_of(reader: Subscriber) -> list[dict[str, Any]]:
 async def test_a_deleted_topic_goes_on_in_a_new_epoch(tmp_path: Path) -> None:
     async with engine_variables() as env:
         prefix = env["CDRS_KAFKA__TOPIC"]
-        database = plain_client()[env["CDRS_STORE__URL"].rpartition("/")[2].partition("?")[0]]
+        database = plain_database(env)
         cdrs = CdrsProcess(tmp_path / "cdrs", env=env)
         with cdrs.start():
             kept = post(cdrs, 0, 100)

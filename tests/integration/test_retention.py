@@ -14,7 +14,7 @@ import pytest
 from cdrs_process import CdrsProcess, wait_until
 from embedded_folder import opened
 from engine_nodes import engine_variables
-from mongo_adapter import plain_client
+from mongo_adapter import plain_database
 from new_events import events
 from sse_socket import Block, Subscriber, data_of
 from write_paths import each_path, portable_slow
@@ -149,7 +149,7 @@ async def test_on_servers_it_does_too_and_the_topic_is_trimmed(tmp_path: Path) -
 
 
 def on_servers(cdrs: CdrsProcess, env: dict[str, str]) -> None:
-    database = plain_client()[env["CDRS_STORE__URL"].rpartition("/")[2].partition("?")[0]]
+    database = plain_database(env)
 
     def floor() -> int:
         return int((database.floors.find_one() or {}).get("next", 0))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cdrs_process import Answer, CdrsProcess, wait_until
 from engine_nodes import engine_variables, proxied_mongo, proxied_url
-from mongo_adapter import plain_client
+from mongo_adapter import plain_database
 from sse_socket import Subscriber, data_of
 from write_paths import each_path
 
@@ -35,16 +35,11 @@ def fill(folder: Path, env: dict[str, str]) -> None:
         # The checkpoint comes behind the events. Without it, the next process reads the log from its beginning, and
         # needs no store to know what is in it.
         read_up_to = {"next": {"$gte": OLD}}
-        wait_until(lambda: database(env).checkpoints.count_documents(read_up_to), 30, "all in the store")
-
-
-def database(env: dict[str, str]) -> Any:
-    return plain_client()[env["CDRS_STORE__URL"].rpartition("/")[2].partition("?")[0]]
+        wait_until(lambda: plain_database(env).checkpoints.count_documents(read_up_to), 30, "all in the store")
 
 
 def in_store(env: dict[str, str]) -> int:
-    found: int = database(env).events.count_documents({"s": "orders"})
-    return found
+    return plain_database(env).events.count_documents({"s": "orders"})
 
 
 def checks(cdrs: CdrsProcess) -> Any:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from cdrs_process import CdrsProcess, wait_until
 from engine_nodes import engine_variables, primary_port, proxied_url
-from mongo_adapter import plain_client
+from mongo_adapter import plain_database
 from producers import Ledger, OnceProducer
 from pymongo import MongoClient
 from slow_link import SlowLink
@@ -224,8 +224,7 @@ def until_refused(cdrs: CdrsProcess) -> list[int]:
 
 
 def count(env: dict[str, str], stream: str) -> int:
-    database = env["CDRS_STORE__URL"].rpartition("/")[2].partition("?")[0]
-    return plain_client()[database].events.count_documents({"s": stream})
+    return plain_database(env).events.count_documents({"s": stream})
 
 
 def round_trip(url: str) -> float:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from engine_set import mongo_url
 from pymongo import MongoClient
+from pymongo.database import Database
 
 from shared.backends.embedded.log import open_log
 from shared.backends.mongo.opening import open_mongo_store
@@ -39,6 +40,11 @@ def plain_client() -> MongoClient[dict[str, Any]]:
         _clients.append(MongoClient(mongo_url(), serverSelectionTimeoutMS=20_000))
         atexit.register(_leave)
     return _clients[0]
+
+
+def plain_database(env: Mapping[str, str]) -> Database[dict[str, Any]]:
+    """What a process with this environment has for its store, by that client."""
+    return plain_client()[env["CDRS_STORE__URL"].rpartition("/")[2].partition("?")[0]]
 
 
 def _leave() -> None:

@@ -16,7 +16,7 @@ class PacedLink:
 
     def __init__(self, target: int, rate: Callable[[], float], *, again: float) -> None:
         """``rate``: bytes a second, asked for again and again. ``again``: the same for as many bytes of a connection as
-        the one before it has carried: when that broke, they are sent once more, before it has ended here."""
+        the one before it has carried: when that broke, they are sent once more, maybe before its end has come here."""
         self._target = target
         self._rate = rate
         self._again = again
@@ -60,15 +60,15 @@ class PacedLink:
                 self._open += [client, server]
                 self._carried.append(0)
                 number = len(self._carried) - 1
-                for source, sink, paced in ((client, server, number), (server, client, None)):
-                    threading.Thread(target=self._carry, args=(source, sink, paced), daemon=True).start()
+                for source, sink, which in ((client, server, number), (server, client, None)):
+                    threading.Thread(target=self._carry, args=(source, sink, which), daemon=True).start()
 
-    def _carry(self, source: socket.socket, sink: socket.socket, paced: int | None) -> None:
+    def _carry(self, source: socket.socket, sink: socket.socket, number: int | None) -> None:
         with suppress(OSError):
             while piece := source.recv(_PIECE):
                 sink.sendall(piece)
-                if paced is not None:
-                    self._pace(paced, len(piece))
+                if number is not None:  # towards the server
+                    self._pace(number, len(piece))
         for each, how in ((source, socket.SHUT_RD), (sink, socket.SHUT_WR)):
             with suppress(OSError):
                 each.shutdown(how)

@@ -171,9 +171,9 @@ async def test_who_is_far_ahead_of_answers_that_wait_is_received_little_from(unt
     await turns()
     protocol.data_received((TINY * sent)[:sent])
     is_far = untaken > 0 and sent > ahead.UNREAD
-    assert (protocol._is_narrow, protocol._is_thin) == (is_far, is_far)
+    assert (protocol._is_narrow, protocol._is_sending_narrow) == (is_far, is_far)
     with protocol.streaming():
-        assert not protocol._is_thin, "what is written in pieces goes as fast as it is taken"
+        assert not protocol._is_sending_narrow, "what is written in pieces goes as fast as it is taken"
     protocol.connection_lost(None)
     await turns()
 
