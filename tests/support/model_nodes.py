@@ -249,6 +249,10 @@ class DirectLink:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._node, name)
 
+    @property
+    def commits_together(self) -> bool:  # from Python 3.12 on, `isinstance` asks no `__getattr__`
+        return self._node.commits_together
+
     def hand_over(self, epoch: Epoch, handoffs: Sequence[HandedOver], *, timeout: float) -> None:
         for handoff in handoffs:
             task = asyncio.ensure_future(self._append(epoch, handoff, timeout))

@@ -73,7 +73,8 @@ def integers(values: Iterable[int]) -> Any:
 
 def texts(values: Iterable[str] | Iterable[bytes]) -> Any:
     """Many texts or blobs as one binding, for ``carray(?)``; there must be at least one."""
-    return apsw.carray(tuple(values))
+    bound: Any = tuple(values)  # what the driver's stubs take differs between versions of Python
+    return apsw.carray(bound)
 
 
 class DamagedFileError(StartError):
