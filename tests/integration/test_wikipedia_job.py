@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cdrs_process import CdrsProcess, client, wait_until
 from exactly_once import check_attributes, check_exactly_once
+from paced_link import PacedLink
 from sample import Sample, load_sample
 from sse_socket import Subscriber
 from wikipedia_job import (
@@ -29,6 +30,8 @@ from wikipedia_job import (
 from write_paths import portable_slow
 
 pytestmark = pytest.mark.timeout(240)
+PACE = 3_000_000
+"""Bytes a second from `cdrs pub` until the last kill: the file takes five seconds, whatever the machine could do."""
 
 
 @pytest.fixture
@@ -57,13 +60,15 @@ def test_whole_sample_survives_two_killed_nodes(tmp_path: Path, sample: Sample, 
             Subscriber(cdrs.port, "wiki.>", cut_at=cuts(total) if restart else ()) as all_of_it,
             Subscriber(cdrs.port, "wiki.en.wikipedia") as english,
             Subscriber(cdrs.port, THREE, name="three", cut_at=() if restart else cuts(three_total)) as three,
+            PacedLink(cdrs.port, lambda: PACE, again=PACE) as link,
         ):
-            pub = start_pub(cdrs.port, sample)
+            pub = start_pub(link.port, sample)
             try:
                 for victim, share in zip(nodes, (0.35, 0.6), strict=False):
                     all_of_it.wait_count(int(total * share), DEADLINE)
                     assert pub.poll() is None, "pub ended before the kill: the test proves nothing"
                     os.kill(victim, signal.SIGKILL)
+                link.release()
                 out, err = pub.communicate(timeout=DEADLINE)
             finally:
                 pub.kill()
