@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 from cdrs.probes import NodeHealth
 from services.doors import Door, Inherited
 from services.doorway import Doorway, first_of
-from services.listening import listening, require_loopback, require_url
+from services.listening import listening, require_gateway, require_loopback, require_url
 from services.process import OnReady
 from services.roles import Background
 from shared.backplane import check_urls, open_ports, open_registry
@@ -35,7 +35,7 @@ async def run_all_in_one(settings: Settings, stop: asyncio.Event, on_ready: OnRe
     from services.gateway_role import GatewayRole
     from services.node_role import NodeRole
 
-    require_loopback(settings.gateway.host, insecure=settings.insecure, setting="gateway.host")
+    require_gateway(settings)
     require_loopback(settings.node.host, insecure=settings.insecure, setting="node.host")
     await check_urls(settings)
     clock, telemetry = SystemClock(), Telemetry(version=VERSION, process=True)
@@ -83,7 +83,7 @@ async def run_gateway(
     """A gateway; its nodes are other processes. ``inherited``: what a supervisor gave to it."""
     from services.gateway_role import GatewayRole
 
-    require_loopback(settings.gateway.host, insecure=settings.insecure, setting="gateway.host")
+    require_gateway(settings)
     siblings = None if inherited is None else inherited.sibling_gateways
     worker = "" if siblings is None else siblings.name
     clock, telemetry = SystemClock(), Telemetry(version=VERSION, process=True, worker=worker)

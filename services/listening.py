@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from shared.errors import StartError
+from shared.settings import Settings
 
 BACKLOG = 4096
 """Connections that wait for being taken; the kernel's own bound may be lower."""
@@ -30,11 +31,28 @@ def require_url(url: str, *, setting: str) -> None:
     """Refuse an address under which nobody could reach us. Raises `StartError`."""
     if not url:
         return
-    parts = urlsplit(url)
     with suppress(ValueError):
+        parts = urlsplit(url)
         if parts.scheme == "http" and parts.hostname and parts.port and not (parts.path.strip("/") or parts.query):
             return
     raise StartError(f"{setting} = {url!r} is no address of a node; write it as http://host:port")
+
+
+def require_gateway(settings: Settings) -> None:
+    """Refuse a bind as `require_loopback` does, and a public address that is none. Raises `StartError`."""
+    require_loopback(settings.gateway.host, insecure=settings.insecure, setting="gateway.host")
+    url = settings.gateway.public_url
+    if url and not _name_in(url):
+        raise StartError(f"gateway.public_url = {url!r} is no address; write it as https://name or https://name:port")
+
+
+def _name_in(url: str) -> str:
+    """The host of a URL over HTTP; empty where it is none."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.scheme in {"http", "https"} and (parts.port is None or parts.port):
+            return parts.hostname or ""
+    return ""
 
 
 def is_loopback(host: str) -> bool:

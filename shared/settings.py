@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -301,8 +301,8 @@ class GatewaySettings(_Group):
     )
     public_url: str = _text(
         "",
-        "How clients reach it, for the banner and documents; and the one name with a dot by which they may call a "
-        "gateway that listens on loopback. Empty: from host and port.",
+        "How clients reach it, as https://name, for the banner and documents; and the one name with a dot by which "
+        "they may call a gateway that listens on loopback. Empty: from host and port.",
     )
     max_event_bytes: int = _count(1024 * 1024, "Largest event, as it came in.", unit="bytes", ge=1024, le=1024 * 1024)
     max_batch_events: int = _count(10_000, "Most events in one JSON batch.", unit="events", ge=1)
@@ -560,7 +560,8 @@ def _append_timeout(settings: Settings) -> float:
     """Kafka's. The brokers' URL may give it as well, and wins; what is wrong with a URL is said where it is opened."""
     own = settings.kafka.append_timeout
     try:
-        given = dict(parse_qsl(urlsplit(settings.log.url).query)).get("append_timeout", own)
+        query = settings.log.url.partition("?")[2].partition("#")[0]
+        given = dict(parse_qsl(query)).get("append_timeout", own)
         return KafkaSettings.model_validate({"append_timeout": given}).append_timeout
     except ValueError:
         return own

@@ -12,7 +12,7 @@ from rich.table import Table
 from services.cli.client import JsonOption
 from services.cli.options import ConfigOption
 from services.cli.output import data, run, talk, write_json
-from services.listening import require_loopback, require_url
+from services.listening import require_gateway, require_loopback, require_url
 from shared.backplane import check_urls
 from shared.settings import LoadedSettings, SettingField, Settings, resolve_settings, setting_fields, without_password
 
@@ -46,7 +46,7 @@ def show(*, config: ConfigOption = None, json: JsonOption = False) -> None:
 def check(*, config: ConfigOption = None) -> None:
     """Whether a server would start with these settings; exit code 1 and the reason if not."""
     settings = _load(config).settings
-    require_loopback(settings.gateway.host, insecure=settings.insecure, setting="gateway.host")
+    require_gateway(settings)
     require_loopback(settings.node.host, insecure=settings.insecure, setting="node.host")
     require_url(settings.node.url, setting="node.url")
     run(_check_servers(settings))

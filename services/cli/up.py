@@ -29,7 +29,7 @@ from services.cli.options import (
     WorkersOption,
 )
 from services.doors import Inherited, gateway_count, gateway_doors
-from services.listening import require_loopback
+from services.listening import require_gateway
 from services.process import Main, OnReady, run_server
 from services.supervisor import Supervisor, announce_ready
 from shared.settings import Settings, load_settings, setting_fields
@@ -86,7 +86,7 @@ def _supervised(
     """The gateways that the settings ask for, and so many nodes, each a process of its own."""
 
     async def run(stop: asyncio.Event) -> None:
-        require_loopback(settings.gateway.host, insecure=settings.insecure, setting="gateway.host")
+        require_gateway(settings)
         with gateway_doors(settings.gateway) as doors:
             await Supervisor(settings, environ, doors=doors, nodes=nodes, restart=restart).run(stop, on_ready)
 

@@ -41,6 +41,9 @@ def test_without_a_user_there_are_no_credentials() -> None:
     ("url", "said"),
     [
         ("http://a:1", "kafka://"),
+        ("kafka:a:1", "kafka://"),
+        ("kafka://[::1", "host:port"),
+        ("kafka://a:1#b", "?options"),
         ("kafka://", "host:port"),
         ("kafka://a:1,,b:2", "host:port"),
         ("kafka://a:", "host:port"),

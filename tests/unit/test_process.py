@@ -11,12 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from services.listening import is_loopback, listening, port_owner, require_loopback, require_url, url_of
+from services.listening import (
+    is_loopback,
+    listening,
+    port_owner,
+    require_gateway,
+    require_loopback,
+    require_url,
+    url_of,
+)
 from services.process import LineFormatter, RepeatFilter, usable_cpus
 from services.roles import member_of
 from services.supervisor import Child, Supervisor, restart_delay
 from shared.errors import StartError
-from shared.settings import NodeSettings, Settings
+from shared.settings import GatewaySettings, NodeSettings, Settings
 
 
 @pytest.mark.parametrize(
@@ -113,11 +121,35 @@ def test_an_address_of_a_node(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["node-1:7000", "http://node-1", "https://node-1:7000", "http://:7000", "http://a:99999", "http://a:7000/x"]
+    "url",
+    [
+        "node-1:7000",
+        "http://node-1",
+        "https://node-1:7000",
+        "http://:7000",
+        "http://a:99999",
+        "http://a:7000/x",
+        "http://[::1",
+    ],
 )
 def test_what_is_no_address_of_a_node(url: str) -> None:
     with pytest.raises(StartError, match=r"node\.url .*http://host:port"):
         require_url(url, setting="node.url")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "https://events.example.org", "http://[::1]:8080/", "https://a.b:8443/under/a/path"]
+)
+def test_a_public_address(url: str) -> None:
+    require_gateway(Settings(gateway=GatewaySettings(public_url=url)))
+
+
+@pytest.mark.parametrize(
+    "url", ["events.example.org", "a:8080", "ftp://a", "https://", "http://[::1", "http://a:99999"]
+)
+def test_what_is_no_public_address(url: str) -> None:
+    with pytest.raises(StartError, match=r"gateway\.public_url .*https://name"):
+        require_gateway(Settings(gateway=GatewaySettings(public_url=url)))
 
 
 def test_a_node_says_where_others_reach_it() -> None:
