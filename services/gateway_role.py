@@ -9,7 +9,6 @@ from asyncio import Task
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -26,7 +25,7 @@ from gateway.short_streams import StreamShortcut
 from gateway.shortcut import Shortcut
 from gateway.siblings import Siblings
 from gateway.streams import StreamCatalog
-from services.listening import is_loopback, url_of
+from services.listening import is_loopback, name_in, url_of
 from services.roles import READY_TIMEOUT, Background, member_of, new_incarnation
 from shared.clock import Clock
 from shared.errors import CdrsError, StaleEpoch, StartError
@@ -227,5 +226,5 @@ def _hosts(settings: Settings) -> frozenset[bytes] | None:
     """By which names clients may call a gateway that only this machine reaches; None: by any."""
     if settings.insecure or not is_loopback(settings.gateway.host):
         return None
-    name = urlsplit(settings.gateway.public_url).hostname
+    name = name_in(settings.gateway.public_url)
     return frozenset({name.encode()} if name else ())

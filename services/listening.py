@@ -42,11 +42,11 @@ def require_gateway(settings: Settings) -> None:
     """Refuse a bind as `require_loopback` does, and a public address that is none. Raises `StartError`."""
     require_loopback(settings.gateway.host, insecure=settings.insecure, setting="gateway.host")
     url = settings.gateway.public_url
-    if url and not _name_in(url):
+    if url and not name_in(url):
         raise StartError(f"gateway.public_url = {url!r} is no address; write it as https://name or https://name:port")
 
 
-def _name_in(url: str) -> str:
+def name_in(url: str) -> str:
     """The host of a URL over HTTP; empty where it is none."""
     with suppress(ValueError):
         parts = urlsplit(url)

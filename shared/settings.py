@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.errors import StartError
+from shared.urls import split_url
 
 
 class _Group(BaseModel):
@@ -560,8 +561,7 @@ def _append_timeout(settings: Settings) -> float:
     """Kafka's. The brokers' URL may give it as well, and wins; what is wrong with a URL is said where it is opened."""
     own = settings.kafka.append_timeout
     try:
-        query = settings.log.url.partition("?")[2].partition("#")[0]
-        given = dict(parse_qsl(query)).get("append_timeout", own)
+        given = dict(parse_qsl(split_url(settings.log.url).query)).get("append_timeout", own)
         return KafkaSettings.model_validate({"append_timeout": given}).append_timeout
     except ValueError:
         return own

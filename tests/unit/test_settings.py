@@ -168,7 +168,7 @@ def test_a_gateway_waits_longer_than_an_append_may_take() -> None:
         both = {**urls, "CDRS_KAFKA__APPEND_TIMEOUT": "1", "CDRS_LOG__URL": url}
         assert load_settings(None, both, {}).gateway.handoff_timeout * ANSWER_SHARE > 20, "the URL's word wins"
     default = load_settings(None, urls, {})
-    for url in ("kafka://k:1?append_timeout=soon", "kafka://k:1?append_timeout=1e9"):
+    for url in ("kafka://k:1?append_timeout=soon", "kafka://k:1?append_timeout=1e9", "kafka://[k?append_timeout=9"):
         wrong = load_settings(None, {**urls, "CDRS_LOG__URL": url}, {})
         assert wrong.gateway.handoff_timeout == default.gateway.handoff_timeout, "told by whoever opens the log"
     assert default.gateway.handoff_timeout < default.gateway.produce_timeout, "another node can still be tried"

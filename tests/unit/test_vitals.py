@@ -66,9 +66,12 @@ async def test_a_real_loop_that_is_blocked_is_seen() -> None:
     vitals = Vitals(SystemClock())
     looking = asyncio.create_task(vitals.run())
     await asyncio.sleep(0)
-    time.sleep(0.6)
+    blocked = 0.6
+    time.sleep(blocked)
     async with asyncio.timeout(5):
-        while vitals.delay < 0.6 - 1.25 * TICK or not vitals.open:  # it may have been asleep rightly for a tick first
+        while (
+            vitals.delay < blocked - 1.25 * TICK or not vitals.open
+        ):  # it may have been asleep rightly for a tick first
             await asyncio.sleep(0.01)
     looking.cancel()
     assert vitals.open > 3

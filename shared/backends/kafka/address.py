@@ -6,20 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import SplitResult, parse_qsl, unquote
 
 from shared.errors import StartError
 from shared.settings import KafkaSettings
+from shared.urls import split_url
 
 DEFAULT_PORT: Final = 9092
 SETTING: Final = "log.url"
 """The setting that holds the URL, as messages name it."""
 
-_URL = re.compile(
-    r"kafka://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?",
-    re.IGNORECASE | re.DOTALL,
-)
-"""RFC 3986, appendix B. Not `urlsplit`, which since the mending of CVE-2025-0938 takes no list with an IPv6 address."""
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)")
 _CONNECTION_OPTIONS: Final = ("tls", "cafile", "sasl")
 _LIST_OPTIONS: Final = ("accept_weaker",)
@@ -56,17 +52,20 @@ def parse_kafka_url(url: str, settings: KafkaSettings) -> tuple[KafkaAddress, Ka
     Options: ``tls=true``, ``cafile=PATH``, ``sasl=MECHANISM`` (SCRAM-SHA-512 where there is a user), and every setting
     of the group ``kafka``, which then wins over the setting. Raises `StartError` that names what is wrong with it.
     """
-    parts = _URL.fullmatch(url)
-    if parts is None:
+    if not url.lower().startswith("kafka://"):
         raise _wrong("it must begin with kafka://")
-    if parts["path"] not in {"", "/"} or parts["fragment"]:
+    try:
+        parts = split_url(url)
+    except ValueError as error:
+        raise _wrong(str(error)) from error
+    if parts.path not in {"", "/"} or parts.fragment:
         raise _wrong("nothing but ?options may follow the brokers")
-    userinfo, _, brokers = parts["authority"].rpartition("@")
+    userinfo, _, netloc = parts.netloc.rpartition("@")
     username, _, password = userinfo.partition(":")
-    options = _options(parts["query"] or "")
+    options = _options(parts)
     connection = {name: options.pop(name) for name in _CONNECTION_OPTIONS if name in options}
     address = KafkaAddress(
-        _hosts(brokers),
+        _hosts(netloc),
         unquote(username),
         unquote(password),
         _mechanism(connection.get("sasl", ""), username),
@@ -76,9 +75,9 @@ def parse_kafka_url(url: str, settings: KafkaSettings) -> tuple[KafkaAddress, Ka
     return address, _merge(settings, options)
 
 
-def _hosts(brokers: str) -> Sequence[str]:
+def _hosts(netloc: str) -> Sequence[str]:
     hosts: list[str] = []
-    for part in brokers.split(","):
+    for part in netloc.split(","):
         host, colon, port = part.rpartition(":") if re.search(r":\d*$", part) else (part, "", "")
         if not _HOST.fullmatch(host) or (colon and not port):
             raise _wrong(f"{part!r} is not host:port; several brokers are joined by commas")
@@ -89,9 +88,9 @@ def _hosts(brokers: str) -> Sequence[str]:
     return tuple(hosts)
 
 
-def _options(query: str) -> dict[str, str]:
+def _options(parts: SplitResult) -> dict[str, str]:
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError as error:
         raise _wrong("options are name=value, joined by '&'") from error
     allowed = (*_CONNECTION_OPTIONS, *KafkaSettings.model_fields)
